@@ -1,0 +1,1 @@
+"""Recordings, and the ranges that a network takes on them."""

@@ -1,0 +1,178 @@
+"""Labelled recordings, and which of them are for training, calibration and evaluation."""
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnngru_edge.models.errors import CorpusError
+from cnngru_edge.models.spec import UNKNOWN
+
+TRAIN, CALIB, EVAL = "train", "calib", "eval"
+
+_SET_NAMES = {
+    **dict.fromkeys(["train", "training"], TRAIN),
+    **dict.fromkeys(["calib", "calibration", "val", "valid", "validation", "dev"], CALIB),
+    **dict.fromkeys(["eval", "evaluation", "test", "testing"], EVAL),
+}
+_NOISE_FOLDER = "_background_noise_"
+_NOISE_TASK = "noise"
+_AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording: what is said, by whom, and what it may be used for."""
+
+    path: Path
+    label: str
+    set: str  # TRAIN, CALIB or EVAL
+    speaker: str  # "" where unknown
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Clips, and recordings of noise without a word in them."""
+
+    root: Path
+    clips: tuple[Clip, ...]
+    noises: tuple[Clip, ...] = ()
+
+    def of(self, set_name: str) -> tuple[Clip, ...]:
+        """The clips of one set, in a fixed order."""
+        return tuple(clip for clip in self.clips if clip.set == set_name)
+
+    def noises_of(self, set_name: str) -> tuple[Clip, ...]:
+        """The noises of one set, in a fixed order."""
+        return tuple(noise for noise in self.noises if noise.set == set_name)
+
+
+def read_corpus(path: Path, task: str | None = None) -> Corpus:
+    """Find the clips below a folder, or those that a manifest lists.
+
+    A folder with a `manifest.csv` (columns path, set, label; also speaker, task, if it has them) is
+    read by that. Otherwise each folder is a label, as in Speech Commands: `validation_list.txt`
+    and `testing_list.txt` name those sets where they exist, else one speaker in ten goes to each;
+    `_background_noise_` holds noise. The speaker is what stands before `_nohash_` in a file's name.
+
+    Args:
+        path: the folder, or the manifest itself.
+        task: takes only these rows of a manifest with a `task` column, and those of task `noise`.
+
+    Raises:
+        CorpusError: nothing usable there, or a speaker in two sets.
+    """
+    manifest = path / "manifest.csv" if path.is_dir() else path
+    if manifest.is_file():
+        corpus = _read_manifest(manifest, task)
+    elif path.is_dir():
+        corpus = _read_folders(path)
+    else:
+        raise CorpusError(f"{path}: no such folder or manifest")
+    if not corpus.clips:
+        raise CorpusError(f"{path}: no recordings found (WAV, FLAC or Ogg, in a folder per label)")
+    _check_speakers(corpus)
+    return corpus
+
+
+def match_labels(clips: Iterable[Clip], labels: Sequence[str]) -> dict[Path, str]:
+    """What a model with these labels should answer for each clip.
+
+    A word that the model does not know is `unknown` to it, if it has that label.
+
+    Raises:
+        CorpusError: a label that the model does not have, and no `unknown` either.
+    """
+    expected = {}
+    for clip in clips:
+        if clip.label not in labels and UNKNOWN not in labels:
+            raise CorpusError(
+                f"{clip.path}: label {clip.label!r} is not in the model, which has "
+                f"{', '.join(labels)}; rename or remove the folder"
+            )
+        expected[clip.path] = clip.label if clip.label in labels else UNKNOWN
+    return expected
+
+
+def _read_manifest(manifest: Path, task: str | None) -> Corpus:
+    with manifest.open(newline="", encoding="utf-8") as f:
+        reader = csv.DictReader(f)
+        if missing := {"path", "set", "label"} - set(reader.fieldnames or ()):
+            raise CorpusError(f"{manifest}: no column {', '.join(sorted(missing))}")
+        rows = list(reader)
+    tasks = {row["task"] for row in rows if row.get("task")} - {_NOISE_TASK}
+    if task is None and len(tasks) > 1:
+        raise CorpusError(f"{manifest}: several tasks, choose one: {', '.join(sorted(tasks))}")
+    if task is not None and task not in tasks:
+        raise CorpusError(f"{manifest}: no task {task!r}, it has {', '.join(sorted(tasks)) or 'none'}")
+    clips, noises = [], []
+    for line, row in enumerate(rows, start=2):
+        is_noise = row.get("task") == _NOISE_TASK or row["label"] == _NOISE_FOLDER
+        if not is_noise and task is not None and row["task"] != task:
+            continue
+        if row["set"] not in _SET_NAMES:
+            raise CorpusError(
+                f"{manifest}: line {line} has set {row['set']!r}, expected train, calib or eval"
+            )
+        clip = Clip(
+            manifest.parent / row["path"],
+            row["label"],
+            _SET_NAMES[row["set"]],
+            row.get("speaker") or "",
+        )
+        (noises if is_noise else clips).append(clip)
+    return Corpus(manifest.parent, tuple(clips), tuple(noises))
+
+
+def _read_folders(root: Path) -> Corpus:
+    listed = {}
+    for name, set_name in (("validation_list.txt", CALIB), ("testing_list.txt", EVAL)):
+        if (root / name).is_file():
+            listed |= dict.fromkeys((root / name).read_text(encoding="utf-8").split(), set_name)
+    clips, noises = [], []
+    for path in audio_files(root):
+        inside = path.relative_to(root)
+        if len(inside.parts) < 2:
+            raise CorpusError(
+                f"{path}: lies outside the label folders; move it to {root / 'LABEL' / path.name}"
+            )
+        label = inside.parts[0]
+        speaker = path.stem.split("_nohash_")[0] if "_nohash_" in path.stem else ""
+        if label == _NOISE_FOLDER:
+            noises.append(Clip(path, label, TRAIN, ""))
+        elif listed:
+            clips.append(Clip(path, label, listed.get(inside.as_posix(), TRAIN), speaker))
+        else:
+            clips.append(Clip(path, label, _drawn_set(speaker or inside.as_posix()), speaker))
+    return Corpus(root, tuple(clips), tuple(noises))
+
+
+def audio_files(folder: Path) -> list[Path]:
+    """Every file below `folder` whose name says that it is audio, sorted."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in _AUDIO_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def _drawn_set(speaker: str) -> str:
+    # By a hash, as Speech Commands does it: the set stays when other clips come or go.
+    share = int(hashlib.sha256(speaker.encode()).hexdigest()[:8], 16) / 0xFFFF_FFFF
+    return CALIB if share < 0.1 else EVAL if share < 0.2 else TRAIN
+
+
+def _check_speakers(corpus: Corpus) -> None:
+    sets = defaultdict(set)
+    for clip in corpus.clips:
+        if clip.speaker:
+            sets[clip.speaker].add(clip.set)
+    shared = sorted(speaker for speaker, names in sets.items() if len(names) > 1)
+    if shared:
+        names = " and ".join(sorted(sets[shared[0]]))
+        raise CorpusError(
+            f"{corpus.root}: {len(shared)} speakers are in more than one set, as {shared[0]!r} in "
+            f"{names}; split by speaker"
+        )

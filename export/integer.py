@@ -1,0 +1,125 @@
+"""QuantizeLinear and DequantizeLinear as ONNX defines them: the numbers, and the nodes around them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from cnngru_edge.calibration.ranges import Range
+
+Floats = npt.NDArray[np.float32]
+_LARGEST = 127  # int8 without -128, so that a weight and its negative round alike
+_BIAS_LIMIT = 2**30  # half of an int32, which leaves room for the sum that the bias is added to
+
+
+@dataclass(frozen=True)
+class Affine:
+    """uint8 quantization of an activation: value = scale * (q - zero_point)."""
+
+    scale: np.float32
+    zero_point: np.uint8
+
+
+def activation_affine(values: Range) -> Affine:
+    """uint8 for x86: all 255 steps where nothing is negative, else symmetric about 128.
+
+    Clipping at zero point 0 is a ReLU, which a runtime then leaves out.
+    """
+    if values.low >= 0:
+        return Affine(np.float32(_positive(values.high) / 255), np.uint8(0))
+    amax = max(-values.low, values.high)
+    return Affine(np.float32(_positive(amax) / _LARGEST), np.uint8(128))
+
+
+def quantize(values: Floats, scale: Floats, zero_point: int, dtype: npt.DTypeLike) -> np.ndarray:
+    """QuantizeLinear of ONNX: divide, round half to even, add the zero point, saturate."""
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max).astype(dtype)
+
+
+def weight_scales(weight: Floats, axis: int) -> Floats:
+    """Symmetric int8 scales, one for each index along `axis`."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    amax = np.abs(weight).max(axis=others)
+    return (np.where(amax > 0, amax, 1.0) / _LARGEST).astype(np.float32)
+
+
+def quantized(tape: ir.tape.Tape, value: ir.Value, affine: Affine) -> ir.Value:
+    """`value` through a QuantizeLinear."""
+    name = f"{value.name}_quantized"
+    return named(tape.op("QuantizeLinear", [value, *_parameters(tape, name, affine)]), name)
+
+
+def dequantized(tape: ir.tape.Tape, value: ir.Value, affine: Affine, name: str) -> ir.Value:
+    """A uint8 value through a DequantizeLinear."""
+    name = f"{name}_dequantized"
+    return named(tape.op("DequantizeLinear", [value, *_parameters(tape, name, affine)]), name)
+
+
+def dequantized_weight(
+    tape: ir.tape.Tape, weight: ir.Value, axis: int, scales: Floats | None = None
+) -> ir.Value:
+    """A float initializer stored as int8 with one scale for each index along `axis`."""
+    values = values_of(weight)
+    scales = weight_scales(values, axis) if scales is None else scales
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    name = f"{weight.name}"
+    integers = quantize(values, scales.reshape(shape), 0, np.int8)
+    inputs = [
+        tape.initializer(ir.tensor(integers), name=f"{name}_int8"),
+        tape.initializer(ir.tensor(scales), name=f"{name}_scale"),
+    ]
+    return named(tape.op("DequantizeLinear", inputs, {"axis": axis}), f"{name}_dequantized")
+
+
+def dequantized_bias(
+    tape: ir.tape.Tape, bias: ir.Value, input_scale: np.float32, weight_scales: Floats
+) -> ir.Value:
+    """A float bias stored as int32 in steps of input scale times weight scale, as the sum is."""
+    scales = (input_scale * weight_scales).astype(np.float32)
+    integers = quantize(values_of(bias), scales, 0, np.int32)
+    inputs = [
+        tape.initializer(ir.tensor(integers), name=f"{bias.name}_int32"),
+        tape.initializer(ir.tensor(scales), name=f"{bias.name}_scale"),
+    ]
+    return named(tape.op("DequantizeLinear", inputs, {"axis": 0}), f"{bias.name}_dequantized")
+
+
+def scales_that_hold(scales: Floats, bias: ir.Value, input_scale: np.float32) -> Floats:
+    """Weight scales raised where the bias would not fit an int32: channels that are all but dead."""
+    least = np.abs(values_of(bias)) / (input_scale * _BIAS_LIMIT)
+    return np.maximum(scales, least).astype(np.float32)
+
+
+def values_of(value: ir.Value) -> Floats:
+    """The numbers of an initializer."""
+    assert value.const_value is not None, f"{value.name} is no initializer"
+    return value.const_value.numpy()
+
+
+def _parameters(tape: ir.tape.Tape, name: str, affine: Affine) -> tuple[ir.Value, ir.Value]:
+    scale = tape.initializer(ir.tensor(affine.scale), name=f"{name}_scale")
+    return scale, tape.initializer(ir.tensor(affine.zero_point), name=f"{name}_zero_point")
+
+
+def affine_of(dequantize: ir.Node) -> Affine:
+    """What a DequantizeLinear node of an activation was made with."""
+    _, scale, zero_point = dequantize.inputs
+    assert scale is not None
+    assert zero_point is not None
+    return Affine(values_of(scale)[()], values_of(zero_point)[()].astype(np.uint8))
+
+
+def named(value: ir.Value, name: str) -> ir.Value:
+    """Name a value, and the node that makes it, after what they are."""
+    value.name = name
+    node = value.producer()
+    assert node is not None
+    node.name = name
+    return value
+
+
+def _positive(amax: float) -> float:
+    return amax if amax > 0 else 1.0

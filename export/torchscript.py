@@ -1,0 +1,34 @@
+"""TorchScript of a model: the float reference that needs no Python classes."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from cnngru_edge.models.atomic import write_file
+from cnngru_edge.models.cnn_gru import CnnGru
+from cnngru_edge.models.spec import METADATA_KEY
+
+
+def export_torchscript(model: CnnGru, path: Path) -> None:
+    """Write `model` traced, with the contract `logits, state_next = module(audio, state)`.
+
+    Batch and length stay free: nothing in the model depends on them but through tensor operations,
+    and the parity gate runs other shapes than the traced ones.
+    """
+    with warnings.catch_warnings(), torch.no_grad():
+        # TorchScript is what this artefact is; torch says on every call that it is deprecated.
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
+        # nn.GRU checks the input's rank in Python.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        module = torch.jit.trace(model, example_inputs(model), check_trace=False)
+        metadata = {METADATA_KEY: model.spec.to_json()}
+        write_file(path, module.save_to_buffer(_extra_files=metadata))
+
+
+def example_inputs(model: CnnGru) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Half a second of silence for one stream, to trace with."""
+    length = model.spec.chunk_length * max(
+        1, model.spec.features.sample_rate // 2 // model.spec.chunk_length
+    )
+    return torch.zeros(1, length), model.initial_state(1)

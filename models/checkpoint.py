@@ -1,0 +1,67 @@
+"""Checkpoints: safetensors with the ModelSpec in the metadata. Never a pickle."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from cnngru_edge.models.atomic import write_file
+from cnngru_edge.models.cnn_gru import CnnGru
+from cnngru_edge.models.errors import SpecError
+from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
+
+# A torch.save file is a zip archive, an older one starts with the pickle protocol opcode.
+_PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def save_checkpoint(model: CnnGru, path: Path) -> None:
+    """Write weights and spec, so that the file alone rebuilds the model."""
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_file(path, save(weights, metadata={METADATA_KEY: model.spec.to_json()}))
+
+
+def load_checkpoint(path: Path) -> CnnGru:
+    """Rebuild the model, in evaluation mode.
+
+    Raises:
+        SpecError: the file is no safetensors file, has no spec, or its tensors do not fit the spec.
+    """
+    if not path.is_file():
+        raise SpecError(f"{path}: no such checkpoint")
+    with path.open("rb") as f:
+        if f.read(4).startswith(_PICKLE_MAGIC):
+            raise SpecError(
+                f"{path}: a pickle, which can run code when loaded; save the weights as safetensors "
+                "(cnngru_edge.models.checkpoint.save_checkpoint)"
+            )
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata = f.metadata() or {}
+            weights = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no iterator)
+    except SafetensorError as e:
+        raise SpecError(f"{path}: not a safetensors checkpoint ({e})") from e
+    if METADATA_KEY not in metadata:
+        raise SpecError(
+            f"{path}: no model spec in the metadata (key {METADATA_KEY!r}); "
+            "'cnngru-edge train' writes it, or use save_checkpoint"
+        )
+    try:
+        model = CnnGru(ModelSpec.from_json(metadata[METADATA_KEY]))
+    except SpecError as e:
+        raise SpecError(f"{path}: {e}") from e
+    _check_shapes(path, model, weights)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _check_shapes(path: Path, model: CnnGru, weights: dict[str, torch.Tensor]) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found == expected:
+        return
+    name = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))[0]
+    raise SpecError(
+        f"{path}: tensor {name!r} is {found.get(name, 'missing')}, "
+        f"its spec asks for {expected.get(name, 'no such tensor')}"
+    )

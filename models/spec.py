@@ -1,0 +1,197 @@
+"""What a model is, without its weights: features, layers, labels and the state it carries.
+
+Dimension letters used throughout the project: N batch, S samples, T output frames, M mel bins,
+F frequency bins of a convolution, H hidden units, C classes.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from cnngru_edge.models.errors import SpecError
+
+METADATA_KEY = "cnngru_edge.spec"
+"""Where the spec's JSON stands in safetensors metadata, ONNX metadata_props and TorchScript files."""
+
+UNKNOWN = "unknown"
+SILENCE = "silence"
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Log-mel filterbank; lengths in samples, frequencies in Hz, as in torchaudio."""
+
+    sample_rate: int = 16_000
+    n_fft: int = 512
+    win_length: int = 480
+    hop_length: int = 160
+    n_mels: int = 40
+    f_min: float = 20.0
+    f_max: float = 7_600.0
+    log_offset: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Refuse a filterbank that cannot be computed."""
+        if not 0 < self.hop_length <= self.win_length <= self.n_fft:
+            raise SpecError(
+                f"features: need 0 < hop_length <= win_length <= n_fft, got {self.hop_length}, "
+                f"{self.win_length}, {self.n_fft}"
+            )
+        if self.n_fft % 4:
+            raise SpecError(f"features: n_fft must be a multiple of 4, got {self.n_fft}")
+        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
+            raise SpecError(
+                f"features: need 0 <= f_min < f_max <= {self.sample_rate / 2:g} Hz, got "
+                f"{self.f_min:g}, {self.f_max:g}"
+            )
+        if self.n_mels < 1 or self.log_offset <= 0:
+            raise SpecError("features: n_mels and log_offset must be positive")
+
+    @property
+    def tail_length(self) -> int:
+        """Samples of the past that the first frame of a chunk needs."""
+        return self.n_fft - self.hop_length
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """A Conv2d block (convolution, batch norm, ReLU) over (time, frequency).
+
+    Time is causal: `context` frames of the past are carried instead of padded. Frequency is padded
+    by half a kernel on both sides.
+    """
+
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        """Refuse a block that cannot stream."""
+        if self.out_channels < 1 or min(self.kernel_size) < 1 or min(self.stride) < 1:
+            raise SpecError(f"convolution: sizes must be positive, got {self}")
+        if self.kernel_size[0] < self.stride[0]:
+            raise SpecError(
+                f"convolution: a time kernel of {self.kernel_size[0]} with stride {self.stride[0]} "
+                "skips frames; make the kernel at least as long as the stride"
+            )
+
+    @property
+    def context(self) -> int:
+        """Frames of the past that the block carries from chunk to chunk."""
+        return self.kernel_size[0] - self.stride[0]
+
+    def out_bins(self, bins: int) -> int:
+        """Frequency bins out, for `bins` in."""
+        return (bins + 2 * (self.kernel_size[1] // 2) - self.kernel_size[1]) // self.stride[1] + 1
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One tensor that the model carries in time; its shape is (N, *shape), float32, zero at first."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def next_name(self) -> str:
+        """The output that holds the value for the next chunk."""
+        return f"{self.name}_next"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A CNN-GRU over log-mel features: Conv2d blocks, GRU layers, a linear head on every frame."""
+
+    labels: tuple[str, ...]
+    features: FeatureSpec = field(default_factory=FeatureSpec)
+    convs: tuple[ConvSpec, ...] = (
+        ConvSpec(32, (5, 5), (2, 2)),
+        ConvSpec(48, (3, 3), (1, 2)),
+        ConvSpec(64, (3, 3), (1, 1)),
+        ConvSpec(64, (3, 3), (1, 2)),
+    )
+    hidden_size: int = 128
+    num_layers: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a model that cannot be built."""
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise SpecError(f"labels: need at least two, all different, got {list(self.labels)}")
+        if not self.convs or self.hidden_size < 1 or self.num_layers < 1:
+            raise SpecError("a CNN-GRU needs at least one convolution, GRU layer and hidden unit")
+        if self.conv_shapes[-1][1] < 1:
+            raise SpecError(f"convolutions: {self.features.n_mels} mel bins are strided away")
+
+    @property
+    def chunk_length(self) -> int:
+        """Samples in one output frame: audio comes in multiples of it."""
+        length = self.features.hop_length
+        for conv in self.convs:
+            length *= conv.stride[0]
+        return length
+
+    @property
+    def conv_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(channels, frequency bins) before each convolution, and after the last."""
+        shapes = [(1, self.features.n_mels)]
+        for conv in self.convs:
+            shapes.append((conv.out_channels, conv.out_bins(shapes[-1][1])))
+        return tuple(shapes)
+
+    @property
+    def gru_input_size(self) -> int:
+        """Width of what the first GRU layer reads."""
+        channels, bins = self.conv_shapes[-1]
+        return channels * bins
+
+    @property
+    def state(self) -> tuple[StateSpec, ...]:
+        """What is carried from chunk to chunk: audio tail, convolution contexts, GRU hidden."""
+        return (
+            StateSpec("audio_tail", (self.features.tail_length,)),
+            *(
+                StateSpec(f"conv{i}_context", (channels, conv.context, bins))
+                for i, conv in enumerate(self.convs)
+                for channels, bins in [self.conv_shapes[i]]
+                if conv.context
+            ),
+            *(StateSpec(f"gru{i}_hidden", (self.hidden_size,)) for i in range(self.num_layers)),
+        )
+
+    def to_json(self) -> str:
+        """The spec as one line of JSON, the same for equal specs."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelSpec":
+        """Read what `to_json` wrote; SpecError names what does not fit."""
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise SpecError(f"model spec: not JSON ({e})") from e
+        if not isinstance(raw, dict):
+            raise SpecError(f"model spec: expected an object, got {type(raw).__name__}")
+        try:
+            spec = cls(
+                **_only(cls, raw)
+                | {
+                    "labels": tuple(raw["labels"]),
+                    "features": FeatureSpec(**_only(FeatureSpec, raw["features"])),
+                    "convs": tuple(_conv(conv) for conv in raw["convs"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as e:
+            raise SpecError(f"model spec: {type(e).__name__}: {e}") from e
+        return spec
+
+
+def _only(cls: type, raw: dict[str, Any]) -> dict[str, Any]:
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(set(raw) - known):
+        raise SpecError(f"model spec: unknown {cls.__name__} fields {unknown}")
+    return raw
+
+
+def _conv(raw: dict[str, Any]) -> ConvSpec:
+    pairs = {k: tuple(raw[k]) for k in ("kernel_size", "stride")}
+    return ConvSpec(**_only(ConvSpec, raw) | pairs)

@@ -1,0 +1,1 @@
+"""Running an artefact: on a device this and models.spec are all that is needed."""

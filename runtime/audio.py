@@ -1,0 +1,79 @@
+"""Recordings as float32 mono at the model's rate: WAV, FLAC, Ogg and whatever libsndfile reads."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from cnngru_edge.models.errors import AudioError
+
+Samples = npt.NDArray[np.float32]
+
+# A header written before the length was known (a pipe, a killed recorder) claims about 2 or 4 GiB.
+_UNKNOWN_LENGTH = 0x7FFF_0000
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One channel of a file, and what was done to get it."""
+
+    samples: Samples  # (S,), full scale 1
+    sample_rate: int
+    source_rate: int
+    source_channels: int
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return len(self.samples) / self.sample_rate
+
+
+def read_audio(path: Path, sample_rate: int) -> Recording:
+    """Read the first channel of a file, resampled to `sample_rate` (Hz).
+
+    Raises:
+        AudioError: the file is missing, empty, no audio, cut short, has no samples, or has NaN or
+            infinite ones.
+    """
+    if not path.is_file():
+        raise AudioError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: the file is empty")
+    try:
+        with soundfile.SoundFile(path) as f:
+            source_rate, channels, announced, log = f.samplerate, f.channels, f.frames, f.extra_info
+            frames = f.read(dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as e:
+        raise AudioError(
+            f"{path}: not readable as audio ({e.error_string.rstrip('. ')}); WAV, FLAC and Ogg are"
+        ) from e
+    _check_complete(path, log, announced, len(frames))
+    samples = frames[:, 0]
+    if not len(samples):
+        raise AudioError(f"{path}: no samples in the file")
+    if not np.isfinite(samples).all():
+        first = int(np.argmin(np.isfinite(samples)))
+        raise AudioError(f"{path}: sample {first} is {samples[first]}; record or convert it again")
+    if source_rate != sample_rate:
+        samples = soxr.resample(samples, source_rate, sample_rate)
+    return Recording(np.ascontiguousarray(samples), sample_rate, source_rate, channels)
+
+
+def pad_to_multiple(samples: Samples, length: int) -> Samples:
+    """`samples` (S,) with zeros after it up to the next multiple of `length`."""
+    return np.pad(samples, (0, -len(samples) % length))
+
+
+def _check_complete(path: Path, log: str, announced: int, read: int) -> None:
+    # libsndfile reads what is there of a WAV cut short and says so in its log only.
+    short = re.search(r"data : (\d+) \(should be (\d+)\)", log)
+    if short and int(short[1]) < _UNKNOWN_LENGTH and int(short[2]) < int(short[1]):
+        raise AudioError(
+            f"{path}: truncated, {int(short[2])} of {int(short[1])} bytes of audio; copy it again"
+        )
+    if read < announced:
+        raise AudioError(f"{path}: truncated, {read} of {announced} samples; copy it again")

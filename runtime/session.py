@@ -1,0 +1,97 @@
+"""One door to every artefact: `open_session(path)`, whatever backend the file needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cnngru_edge.models.errors import SessionError, SpecError
+from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
+
+Array = npt.NDArray[Any]
+Feed = Mapping[str, Array]
+
+PRECISION_KEY = "cnngru_edge.precision"
+"""Metadata beside the spec: fp32 or int8."""
+SOURCE_KEY = "cnngru_edge.source_sha256"
+"""Metadata beside the spec: the sha256 of the file that an artefact was made from."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output; a dimension that is free has a letter."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Session(Protocol):
+    """An artefact, opened. Not thread-safe; keep one for each thread."""
+
+    spec: ModelSpec
+    metadata: dict[str, str]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    backend: str  # library and version
+    device: str  # where it really runs
+    precision: str  # what its weights really are
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """All outputs for a feed of all inputs, both by name."""
+        ...
+
+    def __enter__(self) -> "Session": ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+def open_session(path: Path, *, threads: int = 1) -> Session:
+    """Open a `.onnx` (ONNX Runtime) or `.ts` (TorchScript) artefact.
+
+    Args:
+        path: the file; its suffix says which backend.
+        threads: CPU threads. One is fastest for models this small, frame by frame.
+
+    Raises:
+        SessionError: no such file, not one of ours, or not to be opened here.
+        BackendMissing: the library that it needs is not installed.
+    """
+    if not path.is_file():
+        raise SessionError(f"{path}: no such file")
+    if path.suffix == ".onnx":
+        from cnngru_edge.runtime.ort_session import OrtSession
+
+        return OrtSession(path, threads=threads)
+    if path.suffix == ".ts":
+        from cnngru_edge.runtime.torch_session import TorchSession
+
+        return TorchSession(path, threads=threads)
+    raise SessionError(f"{path}: expected a .onnx or .ts file; 'cnngru-edge export' writes both")
+
+
+def spec_of(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
+    """The spec in an artefact's metadata, or the reason why it is not one of ours."""
+    if METADATA_KEY not in metadata:
+        raise SessionError(
+            f"{path}: no model spec inside (metadata {METADATA_KEY!r}), so it was not written by "
+            "cnngru-edge; make one with 'cnngru-edge export'"
+        )
+    try:
+        return ModelSpec.from_json(metadata[METADATA_KEY])
+    except SpecError as e:
+        raise SessionError(f"{path}: {e}") from e
+
+
+def initial_state(spec: ModelSpec, batch: int) -> dict[str, Array]:
+    """The zeros that a stream starts from, by input name."""
+    return {state.name: np.zeros((batch, *state.shape), np.float32) for state in spec.state}

@@ -1,0 +1,65 @@
+"""TorchScript files in torch, on a host."""
+
+from pathlib import Path
+from types import TracebackType
+
+from cnngru_edge.models.errors import BackendMissing, SessionError
+from cnngru_edge.models.spec import METADATA_KEY
+from cnngru_edge.runtime.session import Array, Feed, TensorInfo, spec_of
+
+try:
+    import torch
+except ImportError as e:
+    raise BackendMissing(
+        "torch is not installed, which .ts files need: pip install 'cnngru-edge[export]', or run "
+        "the .onnx file"
+    ) from e
+
+
+class TorchSession:
+    """A `.ts` file on the CPU."""
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        torch.set_num_threads(threads)  # for the whole process: torch has no finer setting
+        extra = {METADATA_KEY: ""}
+        try:
+            self._module = torch.jit.load(path, map_location="cpu", _extra_files=extra)
+        except (RuntimeError, ValueError) as e:
+            reason = str(e).strip().splitlines()[0]
+            raise SessionError(f"{path}: torch does not open it ({reason})") from e
+        # torch hands the extra files back as bytes.
+        text = extra[METADATA_KEY]
+        text = text.decode() if isinstance(text, bytes) else text
+        self.metadata = {METADATA_KEY: text} if text else {}
+        self.spec = spec_of(path, self.metadata)
+        states = [(state, ("N", *state.shape)) for state in self.spec.state]
+        self.inputs = (
+            TensorInfo("audio", "float", ("N", "S")),
+            *(TensorInfo(state.name, "float", shape) for state, shape in states),
+        )
+        self.outputs = (
+            TensorInfo("logits", "float", ("N", "T", len(self.spec.labels))),
+            *(TensorInfo(state.next_name, "float", shape) for state, shape in states),
+        )
+        self.backend = f"torch {torch.__version__}"
+        self.device = "cpu"
+        self.precision = "fp32"
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """All outputs for a feed of all inputs, both by name."""
+        audio, *state = (torch.from_numpy(feed[i.name]) for i in self.inputs)
+        with torch.inference_mode():
+            logits, state_next = self._module(audio, tuple(state))
+        values = (logits, *state_next)
+        return {o.name: v.numpy() for o, v in zip(self.outputs, values, strict=True)}
+
+    def __enter__(self) -> "TorchSession":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del self._module
