@@ -1,6 +1,7 @@
-"""Run the float graph over recordings with the state carried, and count what its tensors take on."""
+"""Run the float graph over recordings, the state carried, and count what its tensors take on."""
 
 import hashlib
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,32 +12,19 @@ from pathlib import Path
 import onnx_ir as ir
 
 from cnngru_edge.calibration.observers import Histogram
-from cnngru_edge.calibration.ranges import Method, Ranges, range_of
+from cnngru_edge.calibration.ranges import CalibrateConfig, Ranges, range_of
 from cnngru_edge.models.errors import AudioError, CalibrationError
 from cnngru_edge.runtime.audio import pad_to_multiple, read_audio
 from cnngru_edge.runtime.session import Session, initial_state, open_session
 
 CLIPS_PER_STREAM = 8
-"""Clips in a row before the state starts afresh: a stream, cut so that workers can share the corpus."""
-
-MIN_CLIPS = 100
-"""Fewer do not show what a network takes on."""
+"""Clips in a row before the state starts afresh: streams, so that workers can share a corpus."""
 
 WEIGHTED = frozenset({"Conv", "GRU", "MatMul"})
 """Operators with weights; their first input is the data."""
 
 FRONTEND_NODES = "/log_mel/"
 """Prefix of the names of the front-end's nodes, which stay float whatever the precision."""
-
-
-@dataclass(frozen=True)
-class CalibrateConfig:
-    """How ranges are chosen, and how many recordings there must be."""
-
-    method: Method = "percentile"
-    percentile: float = 99.99
-    min_clips: int = MIN_CLIPS
-    workers: int = 1
 
 
 @dataclass
@@ -138,9 +126,7 @@ def activated(value: ir.Value) -> ir.Value:
     return value
 
 
-def _in_order(
-    graph: Path, groups: Sequence[Sequence[Path]], workers: int
-) -> Iterator[Statistics]:
+def _in_order(graph: Path, groups: Sequence[Sequence[Path]], workers: int) -> Iterator[Statistics]:
     if workers == 1:
         with open_session(graph) as session:
             yield from (_observe(session, group) for group in groups)
@@ -156,6 +142,7 @@ _worker_session: Session
 
 def _open_in_worker(graph: Path) -> None:
     global _worker_session
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     _worker_session = open_session(graph)
 
 

@@ -12,6 +12,9 @@ from cnngru_edge.models.spec import UNKNOWN
 
 TRAIN, CALIB, EVAL = "train", "calib", "eval"
 
+DEMO = Path(__file__).with_name("demo")
+"""The synthesized clips that come with the package."""
+
 _SET_NAMES = {
     **dict.fromkeys(["train", "training"], TRAIN),
     **dict.fromkeys(["calib", "calibration", "val", "valid", "validation", "dev"], CALIB),
@@ -106,8 +109,11 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
     if task is None and len(tasks) > 1:
         raise CorpusError(f"{manifest}: several tasks, choose one: {', '.join(sorted(tasks))}")
     if task is not None and task not in tasks:
-        raise CorpusError(f"{manifest}: no task {task!r}, it has {', '.join(sorted(tasks)) or 'none'}")
-    clips, noises = [], []
+        raise CorpusError(
+            f"{manifest}: no task {task!r}, it has {', '.join(sorted(tasks)) or 'none'}"
+        )
+    clips: list[Clip] = []
+    noises: list[Clip] = []
     for line, row in enumerate(rows, start=2):
         is_noise = row.get("task") == _NOISE_TASK or row["label"] == _NOISE_FOLDER
         if not is_noise and task is not None and row["task"] != task:
@@ -127,11 +133,12 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
 
 
 def _read_folders(root: Path) -> Corpus:
-    listed = {}
+    listed: dict[str, str] = {}
     for name, set_name in (("validation_list.txt", CALIB), ("testing_list.txt", EVAL)):
         if (root / name).is_file():
             listed |= dict.fromkeys((root / name).read_text(encoding="utf-8").split(), set_name)
-    clips, noises = [], []
+    clips: list[Clip] = []
+    noises: list[Clip] = []
     for path in audio_files(root):
         inside = path.relative_to(root)
         if len(inside.parts) < 2:
@@ -147,6 +154,20 @@ def _read_folders(root: Path) -> Corpus:
         else:
             clips.append(Clip(path, label, _drawn_set(speaker or inside.as_posix()), speaker))
     return Corpus(root, tuple(clips), tuple(noises))
+
+
+def calibration_clips(corpus: Corpus, least: int) -> tuple[Clip, ...]:
+    """The calibration set; and the training set too, where it has fewer clips than `least`."""
+    clips = corpus.of(CALIB)
+    return clips if len(clips) >= least else (*clips, *corpus.of(TRAIN))
+
+
+def calibration_paths(data: Path, task: str | None, least: int) -> list[Path]:
+    """Recordings to calibrate with: of a corpus as `calibration_clips`, else all in the folder."""
+    loose = data.is_dir() and any(path.parent == data for path in audio_files(data))
+    if loose and not (data / "manifest.csv").is_file():
+        return audio_files(data)
+    return [clip.path for clip in calibration_clips(read_corpus(data, task), least)]
 
 
 def audio_files(folder: Path) -> list[Path]:

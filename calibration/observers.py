@@ -14,9 +14,9 @@ _SMALLEST_EXPONENT = -40  # bins 1e-12 wide; nothing in a network needs finer on
 class Histogram:
     """Counts in 2 * BINS bins of width 2**exponent, with a bin's edge at zero.
 
-    When a value lies outside, the width doubles and neighbours are added up. Both are exact in binary
-    arithmetic, so the counts depend on the values alone and not on their order or grouping: histograms
-    of the parts of a corpus merge into the histogram of the whole, to the last count.
+    When a value lies outside, the width doubles and neighbours are added up. Both are exact in
+    binary arithmetic, so the counts depend on the values alone and not on their order or grouping:
+    histograms of the parts of a corpus merge into the histogram of the whole, to the last count.
     """
 
     def __init__(self) -> None:

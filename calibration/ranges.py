@@ -8,7 +8,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import rel_entr
 
 from cnngru_edge.calibration.observers import BINS, Histogram
 from cnngru_edge.models.atomic import write_file
@@ -17,9 +16,22 @@ from cnngru_edge.models.errors import CalibrationError
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
+MIN_CLIPS = 100
+"""Fewer do not show what a network takes on."""
+
 _FORMAT = 1
 _LEVELS = 128  # of an int8 on each side of zero
 _CANDIDATES = 128  # thresholds tried by mse, evenly up to the largest value
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """How ranges are chosen, and how many recordings there must be."""
+
+    method: Method = "percentile"
+    percentile: float = 99.99
+    min_clips: int = MIN_CLIPS
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -136,7 +148,7 @@ def _entropy(histogram: Histogram, percentile: float) -> float:
 
 
 def _divergence(counts: npt.NDArray[np.float64], kept: int) -> float:
-    """KL divergence of the first `kept` bins, the rest clipped into the last, from _LEVELS levels."""
+    """KL divergence from _LEVELS levels of `kept` bins, what is beyond clipped into the last."""
     reference = counts[:kept].copy()
     reference[-1] += counts[kept:].sum()
     # Each level spreads its mass evenly over those of its bins that have any.
@@ -148,7 +160,9 @@ def _divergence(counts: npt.NDArray[np.float64], kept: int) -> float:
     quantized = np.where(nonzero, spread[level], 0.0)
     if not quantized.sum():
         return np.inf
-    return float(rel_entr(reference / reference.sum(), quantized / quantized.sum()).sum())
+    p, q = reference[nonzero] / reference.sum(), quantized[nonzero] / quantized.sum()
+    with np.errstate(divide="ignore"):  # what has no level left is infinitely far away
+        return float(np.sum(p * np.log(p / q)))
 
 
 _THRESHOLDS = {"percentile": _percentile, "mse": _mse, "entropy": _entropy}

@@ -1,8 +1,9 @@
-"""Two artefacts on the same labelled recordings: accuracies, agreement, and the clips that flipped."""
+"""Two artefacts on the same labelled recordings: accuracies, agreement, the clips that flipped."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,12 @@ def compare(
         flips=flips,
         max_drop=max_drop,
     ), errors
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """A comparison as the one JSON object that `compare --json` prints."""
+    verdict = {"verdict": comparison.verdict, "passed": comparison.passed}
+    return json.dumps(asdict(comparison) | verdict, indent=1)
 
 
 def answer(session: Session, samples: Samples) -> str:

@@ -1,6 +1,7 @@
-"""QuantizeLinear and DequantizeLinear as ONNX defines them: the numbers, and the nodes around them."""
+"""QuantizeLinear and DequantizeLinear as ONNX defines them: the numbers and the nodes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +33,15 @@ def activation_affine(values: Range) -> Affine:
     return Affine(np.float32(_positive(amax) / _LARGEST), np.uint8(128))
 
 
-def quantize(values: Floats, scale: Floats, zero_point: int, dtype: npt.DTypeLike) -> np.ndarray:
+def quantize(
+    values: Floats, scale: Floats, zero_point: int, dtype: type[np.integer[Any]]
+) -> npt.NDArray[Any]:
     """QuantizeLinear of ONNX: divide, round half to even, add the zero point, saturate."""
     limits = np.iinfo(dtype)
-    return np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max).astype(dtype)
+    rounded = np.rint(values / scale) + zero_point
+    # int32's limits are no float32, and would saturate to one too many.
+    saturated: npt.NDArray[Any] = np.clip(rounded.astype(np.float64), limits.min, limits.max)
+    return saturated.astype(dtype)
 
 
 def weight_scales(weight: Floats, axis: int) -> Floats:
@@ -88,7 +94,7 @@ def dequantized_bias(
 
 
 def scales_that_hold(scales: Floats, bias: ir.Value, input_scale: np.float32) -> Floats:
-    """Weight scales raised where the bias would not fit an int32: channels that are all but dead."""
+    """Weight scales raised where a bias would not fit an int32: channels all but dead."""
     least = np.abs(values_of(bias)) / (input_scale * _BIAS_LIMIT)
     return np.maximum(scales, least).astype(np.float32)
 
@@ -109,7 +115,7 @@ def affine_of(dequantize: ir.Node) -> Affine:
     _, scale, zero_point = dequantize.inputs
     assert scale is not None
     assert zero_point is not None
-    return Affine(values_of(scale)[()], values_of(zero_point)[()].astype(np.uint8))
+    return Affine(np.float32(values_of(scale)), np.uint8(values_of(zero_point)))
 
 
 def named(value: ir.Value, name: str) -> ir.Value:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import torch
@@ -25,7 +26,7 @@ OPSET = 17
 
 
 def export_onnx(model: CnnGru, path: Path) -> None:
-    """Write `model` as ONNX with free batch N and samples S, every state a named input and output."""
+    """Write `model` as ONNX: free batch N and samples S, every state a named input and output."""
     states = model.spec.state
     inputs = ["audio", *(state.name for state in states)]
     outputs = ["logits", *(state.next_name for state in states)]
@@ -35,12 +36,12 @@ def export_onnx(model: CnnGru, path: Path) -> None:
     with warnings.catch_warnings():
         # This exporter keeps nn.GRU as one GRU node at opset 17; the newer one does neither.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
         warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size")
         torch.onnx.export(
             model,
             example_inputs(model),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # a file object works, and is not in its types
             dynamo=False,
             opset_version=OPSET,
             input_names=inputs,
@@ -49,6 +50,9 @@ def export_onnx(model: CnnGru, path: Path) -> None:
         )
     graph = ir.from_proto(onnx.load_from_string(buffer.getvalue()))
     tidy(graph)
+    # Shape inference cannot see that a chunk shorter than its context leaves the state's size.
+    for value, state in zip(graph.graph.outputs[1:], states, strict=True):
+        value.shape = ir.Shape(("N", *state.shape))
     look_up_dft_kernel(graph, model.log_mel)
     graph.metadata_props.update({METADATA_KEY: model.spec.to_json(), PRECISION_KEY: "fp32"})
     save(graph, path)
@@ -120,7 +124,7 @@ def rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:
 def look_up_dft_kernel(graph: ir.Model, log_mel: LogMel) -> None:
     """Replace the DFT kernel (1 MB at n_fft 512) by its look-up in one period of a cosine.
 
-    The same arithmetic as `LogMel.dft_kernel`, in nodes that a runtime folds when it loads the graph.
+    The same arithmetic as `LogMel.dft_kernel`, in nodes that a runtime folds as it loads them.
     """
     conv = next(node for node in graph.graph if node.name == f"{FRONTEND_NODES}Conv")
     kernel = conv.inputs[1]
@@ -129,27 +133,27 @@ def look_up_dft_kernel(graph: ir.Model, log_mel: LogMel) -> None:
     bins = n_fft // 2 + 1
     tape = ir.tape.Tape(graph.graph)
 
-    def constant(name: str, array: np.ndarray) -> ir.Value:
-        return tape.initializer(ir.tensor(array), name=f"log_mel.{name}")
+    def constant(name: str, value: npt.ArrayLike) -> ir.Value:
+        return tape.initializer(ir.tensor(np.asarray(value)), name=f"log_mel.{name}")
 
     def node(op: str, *inputs: ir.Value) -> ir.Value:
         value = tape.op(op, inputs)
         value.name = f"{FRONTEND_NODES}kernel/{op}_{len(tape.nodes)}"
         return value
 
-    zero, one = constant("zero", np.int64(0)), constant("one", np.int64(1))
-    period = constant("n_fft", np.int64(n_fft))
-    k = node("Range", zero, constant("bins", np.int64(bins)), one)
+    zero, one = constant("zero", 0), constant("one", 1)
+    period = constant("n_fft", n_fft)
+    k = node("Range", zero, constant("bins", bins), one)
     n = node("Range", zero, period, one)
-    column = node("Unsqueeze", k, constant("column", np.array([1])))
+    column = node("Unsqueeze", k, constant("column", [1]))
     cosine_phase = node("Mod", node("Mul", column, n), period)
-    quarter = constant("three_quarters", np.int64(3 * n_fft // 4))
+    quarter = constant("three_quarters", 3 * n_fft // 4)
     sine_phase = node("Mod", node("Add", cosine_phase, quarter), period)
     phase = tape.op("Concat", [cosine_phase, sine_phase], {"axis": 0})
     phase.name = f"{FRONTEND_NODES}kernel/phase"
     table = constant("cosine", log_mel.cosine.numpy())
     basis = node("Mul", node("Gather", table, phase), constant("window", log_mel.window.numpy()))
-    looked_up = node("Unsqueeze", basis, constant("channel", np.array([1])))
+    looked_up = node("Unsqueeze", basis, constant("channel", [1]))
     for made in tape.nodes:
         made.name = made.outputs[0].name
     graph.graph.insert_before(conv, tape.nodes)

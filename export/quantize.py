@@ -103,8 +103,10 @@ def _replace(
 def _range_of(value: ir.Value, ranges: Ranges) -> Range:
     if _is_hidden(value):
         return HIDDEN_RANGE
-    if value.name not in ranges.tensors:
-        raise CalibrationError(f"no range for the tensor {value.name!r}; calibrate this graph again")
+    if value.name is None or value.name not in ranges.tensors:
+        raise CalibrationError(
+            f"no range for the tensor {value.name!r}; calibrate this graph again"
+        )
     return ranges.tensors[value.name]
 
 

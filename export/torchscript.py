@@ -20,8 +20,10 @@ def export_torchscript(model: CnnGru, path: Path) -> None:
         # TorchScript is what this artefact is; torch says on every call that it is deprecated.
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
         # nn.GRU checks the input's rank in Python.
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        module = torch.jit.trace(model, example_inputs(model), check_trace=False)
+        warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
+        module = torch.jit.trace(  # type: ignore[no-untyped-call]
+            model, example_inputs(model), check_trace=False
+        )
         metadata = {METADATA_KEY: model.spec.to_json()}
         write_file(path, module.save_to_buffer(_extra_files=metadata))
 

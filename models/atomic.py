@@ -8,8 +8,8 @@ from pathlib import Path
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` to a temporary name beside `path`, then rename it.
 
-    Whatever happens, `path` is afterwards the old file, the new one, or still missing. The bytes are
-    made beforehand, so that a full disk is an OSError here and nowhere inside a library.
+    Whatever happens, `path` is afterwards the old file, the new one, or still missing. The bytes
+    are made beforehand, so that a full disk is an OSError here and nowhere inside a library.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -11,6 +11,9 @@ from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import SpecError
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
 
+PRETRAINED = Path(__file__).with_name("pretrained")
+"""Checkpoints that come with the package."""
+
 # A torch.save file is a zip archive, an older one starts with the pickle protocol opcode.
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -32,8 +35,8 @@ def load_checkpoint(path: Path) -> CnnGru:
     with path.open("rb") as f:
         if f.read(4).startswith(_PICKLE_MAGIC):
             raise SpecError(
-                f"{path}: a pickle, which can run code when loaded; save the weights as safetensors "
-                "(cnngru_edge.models.checkpoint.save_checkpoint)"
+                f"{path}: a pickle, which can run code when loaded; save the weights with "
+                "cnngru_edge.models.checkpoint.save_checkpoint"
             )
     try:
         with safe_open(path, framework="pt") as f:
@@ -44,7 +47,7 @@ def load_checkpoint(path: Path) -> CnnGru:
     if METADATA_KEY not in metadata:
         raise SpecError(
             f"{path}: no model spec in the metadata (key {METADATA_KEY!r}); "
-            "'cnngru-edge train' writes it, or use save_checkpoint"
+            "'cnngru-edge train' writes it, and so does cnngru_edge.models.checkpoint.save_checkpoint"
         )
     try:
         model = CnnGru(ModelSpec.from_json(metadata[METADATA_KEY]))

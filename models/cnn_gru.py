@@ -28,7 +28,7 @@ class ConvBlock(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(spec.out_channels)
 
     def forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(N, C, T, F) and the `context` frames before it, to the block's output and next context."""
+        """(N, C, T, F) and the frames before it, to the block's output and the next context."""
         if context is not None:
             x = torch.cat([context, x], dim=2)
             context = x[:, :, -self.context :]
@@ -44,7 +44,7 @@ class ConvBlock(nn.Module):
 class CnnGru(nn.Module):
     """CNN-GRU after `spec`. A clip is a stream that starts from `initial_state`.
 
-    Any way of cutting the audio into chunks (multiples of `spec.chunk_length`) gives the same logits.
+    Any way of cutting the audio into multiples of `spec.chunk_length` gives the same logits.
     """
 
     def __init__(self, spec: ModelSpec, *, dropout: float = 0.0) -> None:
@@ -60,7 +60,9 @@ class CnnGru(nn.Module):
         )
         # One module a layer: each has its own state, its own name in the graph, its own ranges.
         self.grus = nn.ModuleList(
-            nn.GRU(spec.hidden_size if i else spec.gru_input_size, spec.hidden_size, batch_first=True)
+            nn.GRU(
+                spec.hidden_size if i else spec.gru_input_size, spec.hidden_size, batch_first=True
+            )
             for i in range(spec.num_layers)
         )
         self.dropout = nn.Dropout(dropout)
@@ -112,5 +114,6 @@ class CnnGru(nn.Module):
         """A copy in evaluation mode with every batch norm folded into its convolution."""
         model = copy.deepcopy(self).eval()
         for block in model.convs:
+            assert isinstance(block, ConvBlock)
             block.fold_batch_norm()
         return model

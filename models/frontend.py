@@ -11,13 +11,17 @@ from cnngru_edge.models.spec import FeatureSpec
 class LogMel(nn.Module):
     """Waveform to log-mel features, one chunk at a time.
 
-    Equals `log(torchaudio.transforms.MelSpectrogram(center=False)(audio) + log_offset)` of the audio
-    with `tail_length` samples of the past in front of it.
+    Equals `log(torchaudio.transforms.MelSpectrogram(center=False)(audio) + log_offset)` of the
+    audio with `tail_length` samples of the past in front of it.
 
-    The windowed DFT is one strided convolution. Its kernel, larger than a small model, is not stored:
-    cos and sin of 2 pi k n / n_fft take only n_fft different values, so the graph holds that one period
-    and looks the kernel up, which a runtime folds when it loads the graph.
+    The windowed DFT is one strided convolution. Its kernel, larger than a small model, is not
+    stored: cos and sin of 2 pi k n / n_fft take only n_fft different values, so the graph holds
+    that one period and looks the kernel up, which a runtime folds when it loads the graph.
     """
+
+    window: Tensor
+    cosine: Tensor
+    mel: Tensor
 
     def __init__(self, spec: FeatureSpec) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from typing import Any
 from cnngru_edge.models.errors import SpecError
 
 METADATA_KEY = "cnngru_edge.spec"
-"""Where the spec's JSON stands in safetensors metadata, ONNX metadata_props and TorchScript files."""
+"""Where the spec stands in safetensors metadata, ONNX metadata_props and TorchScript files."""
 
 UNKNOWN = "unknown"
 SILENCE = "silence"
@@ -87,7 +87,7 @@ class ConvSpec:
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One tensor that the model carries in time; its shape is (N, *shape), float32, zero at first."""
+    """One tensor that is carried in time; its shape is (N, *shape), float32, zero at first."""
 
     name: str
     shape: tuple[int, ...]

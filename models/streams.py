@@ -91,6 +91,7 @@ class StreamBuilder:
         end = 0
         for _ in range(self.config.segments):
             if rng.random() < self._silence_share:
+                assert self.silence is not None  # or its share would be zero
                 piece, target = self._silent(rng), self.silence
             else:
                 word = next(words)
@@ -100,14 +101,14 @@ class StreamBuilder:
             end = start + len(piece)
             ends.append(end)
             targets.append(target)
-        audio = np.zeros(end, np.float32)
+        audio: Samples = np.zeros(end, np.float32)
         for start, piece in pieces:
             skipped = max(0, -start)
             audio[start + skipped : start + len(piece)] += piece[skipped:]
         if self.noises and rng.random() < self.config.noise_probability:
             audio += self._background(audio, rng)
         peak = np.abs(audio).max(initial=0)
-        return (audio / peak if peak > 1 else audio), ends, targets
+        return audio / np.float32(max(1.0, peak)), ends, targets
 
     def _spoken(self, clip: Samples, rng: np.random.Generator) -> Samples:
         if rng.random() < 0.7:
@@ -123,11 +124,11 @@ class StreamBuilder:
         if kind < 0.35 or not self.noises:
             level = 10 ** rng.uniform(-5, -1.5)
             return (level * rng.standard_normal(length)).astype(np.float32)
-        noise = excerpt(self.noises[rng.integers(len(self.noises))], length, rng)
+        noise = excerpt(self.noises[int(rng.integers(len(self.noises)))], length, rng)
         return fade(noise, self.rate // 100) * np.float32(10 ** rng.uniform(-2, 0))
 
     def _background(self, audio: Samples, rng: np.random.Generator) -> Samples:
-        noise = excerpt(self.noises[rng.integers(len(self.noises))], len(audio), rng)
+        noise = excerpt(self.noises[int(rng.integers(len(self.noises)))], len(audio), rng)
         return noise * snr_gain(audio, noise, rng.uniform(*self.config.snr_db))
 
     def _gain(self, rng: np.random.Generator) -> np.float32:
@@ -161,7 +162,7 @@ def snr_gain(speech: Samples, noise: Samples, snr_db: float) -> np.float32:
 
 
 def fade(samples: Samples, length: int) -> Samples:
-    """`samples` with a linear fade of `length` samples at both ends, so that joints do not click."""
+    """`samples` with a linear fade of `length` at both ends, so that joints do not click."""
     samples = samples.copy()
     ramp = np.linspace(0, 1, min(length, len(samples) // 2), dtype=np.float32)
     samples[: len(ramp)] *= ramp

@@ -18,7 +18,7 @@ from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.checkpoint import save_checkpoint
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import AudioError, CorpusError
-from cnngru_edge.models.spec import SILENCE, ModelSpec
+from cnngru_edge.models.spec import SILENCE, UNKNOWN, ModelSpec
 from cnngru_edge.models.streams import Samples, StreamBatch, StreamBuilder, StreamConfig, collate
 from cnngru_edge.runtime.audio import read_audio
 
@@ -57,8 +57,8 @@ def train(
 ) -> Iterator[EpochReport | AudioError]:
     """Train `spec` on the corpus, one report an epoch; `out` is always the best model so far.
 
-    A file `out`.resume beside it lets a killed training go on; it is removed at the end. A recording
-    that cannot be read is yielded as its error and left out.
+    A file `out`.resume beside it lets a killed training go on; it is removed at the end. A
+    recording that cannot be read is yielded as its error and left out.
 
     Raises:
         CorpusError: no clips to train on, or none of the calibration set to choose the best by.
@@ -87,7 +87,9 @@ def train(
     if resume.is_file():
         run.load(resume)
     else:
-        run.model.feature_mean, run.model.feature_std = _feature_statistics(run.model, builder, config)
+        run.model.feature_mean, run.model.feature_std = _feature_statistics(
+            run.model, builder, config
+        )
         run.average = _averaged(run.model, config)
     while run.epoch < config.epochs:
         # Seeded by epoch, so that a resumed training hears what an unbroken one would have.
@@ -95,14 +97,32 @@ def train(
         rng = np.random.default_rng([config.seed, run.epoch])
         losses = [run.step(batch) for batch in builder.epoch(config.batch_size, rng)]
         run.epoch += 1
-        accuracy, loss = _validate(run.average.module, validation)
+        averaged = run.averaged_model
+        accuracy, loss = _validate(averaged, validation)
         best = (accuracy, -loss) > run.best
         if best:
             run.best = (accuracy, -loss)
-            save_checkpoint(run.average.module, out)
+            save_checkpoint(averaged, out)
         run.save(resume)
         yield EpochReport(run.epoch, float(np.mean(losses)), accuracy, loss, best)
     resume.unlink(missing_ok=True)
+
+
+def choose_labels(corpus: Corpus, words: Sequence[str] | None) -> tuple[str, ...]:
+    """The labels of a model: `words`, or all of the corpus, with what goes beside them.
+
+    `silence` where there is noise to learn it from, `unknown` where there are other words; first.
+
+    Raises:
+        CorpusError: a word that is not in the corpus.
+    """
+    found = {clip.label for clip in corpus.clips}
+    chosen = tuple(words) if words else tuple(sorted(found - {SILENCE, UNKNOWN}))
+    if missing := [word for word in chosen if word not in found]:
+        raise CorpusError(f"{corpus.root}: no clips of {', '.join(missing)}")
+    silence = (SILENCE,) if corpus.noises or SILENCE in found else ()
+    unknown = (UNKNOWN,) if found - set(chosen) - {SILENCE} else ()
+    return (*silence, *unknown, *(word for word in chosen if word not in (SILENCE, UNKNOWN)))
 
 
 class _Run:
@@ -119,10 +139,18 @@ class _Run:
         total = config.epochs * steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
-            lambda step: min((step + 1) / (warmup + 1), _half_cosine(step - warmup, total - warmup)),
+            lambda step: min(
+                (step + 1) / (warmup + 1), _half_cosine(step - warmup, total - warmup)
+            ),
         )
         self.epoch = 0
         self.best = (-1.0, 0.0)  # accuracy, minus loss
+
+    @property
+    def averaged_model(self) -> CnnGru:
+        """The model with the moving average of the weights."""
+        assert isinstance(self.average.module, CnnGru)
+        return self.average.module
 
     def step(self, batch: StreamBatch) -> float:
         """One update; the loss."""
@@ -139,7 +167,7 @@ class _Run:
             label_smoothing=self.config.label_smoothing,
         )
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
@@ -188,7 +216,9 @@ class _Run:
 
 def _averaged(model: CnnGru, config: TrainConfig) -> AveragedModel:
     return AveragedModel(
-        model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay), use_buffers=True
+        model,
+        multi_avg_fn=get_ema_multi_avg_fn(config.average_decay),  # type: ignore[no-untyped-call]
+        use_buffers=True,
     )
 
 

@@ -13,9 +13,9 @@ READING_INTERVAL_S = 0.5
 def clip_scores(spec: ModelSpec, logits: Array) -> npt.NDArray[np.float64]:
     """Probability of each label for a clip, (T, C) logits to (C,).
 
-    The model answers when a word is over, so a clip is read at its end. A longer clip, with the word
-    anywhere in it, is also read every half second before that, no earlier than one second from its
-    start; the reading counts that is least like silence.
+    The model answers when a word is over, so a clip is read at its end. A longer clip, with the
+    word anywhere in it, is also read every half second before that, no earlier than one second from
+    its start; the reading counts that is least like silence.
     """
     frames_per_second = spec.features.sample_rate / spec.chunk_length
     step = round(READING_INTERVAL_S * frames_per_second)

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cnngru_edge.models.errors import BackendMissing, SessionError
-from cnngru_edge.models.spec import METADATA_KEY
+from cnngru_edge.models.spec import METADATA_KEY, StateSpec
 from cnngru_edge.runtime.session import Array, Feed, TensorInfo, spec_of
 
 try:
@@ -23,7 +23,9 @@ class TorchSession:
         torch.set_num_threads(threads)  # for the whole process: torch has no finer setting
         extra = {METADATA_KEY: ""}
         try:
-            self._module = torch.jit.load(path, map_location="cpu", _extra_files=extra)
+            self._module = torch.jit.load(  # type: ignore[no-untyped-call]
+                path, map_location="cpu", _extra_files=extra
+            )
         except (RuntimeError, ValueError) as e:
             reason = str(e).strip().splitlines()[0]
             raise SessionError(f"{path}: torch does not open it ({reason})") from e
@@ -32,7 +34,9 @@ class TorchSession:
         text = text.decode() if isinstance(text, bytes) else text
         self.metadata = {METADATA_KEY: text} if text else {}
         self.spec = spec_of(path, self.metadata)
-        states = [(state, ("N", *state.shape)) for state in self.spec.state]
+        states: list[tuple[StateSpec, tuple[int | str, ...]]] = [
+            (state, ("N", *state.shape)) for state in self.spec.state
+        ]
         self.inputs = (
             TensorInfo("audio", "float", ("N", "S")),
             *(TensorInfo(state.name, "float", shape) for state, shape in states),

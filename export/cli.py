@@ -1,0 +1,385 @@
+"""The command line: one group, a command for each stage, in the order of the pipeline.
+
+Results go to stdout; progress, notes and warnings to stderr. Exit 0: done and passed. 1: a stated
+failure, in one line. 2: usage.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from cnngru_edge.calibration.ranges import METHODS, CalibrateConfig
+from cnngru_edge.export.compare import MAX_DROP
+from cnngru_edge.models.errors import AudioError, BackendMissing, EdgeError
+
+FILE = click.Path(path_type=Path)
+_EXTRA = {"torch", "torchaudio", "onnx", "onnx_ir", "safetensors"}
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+data_option = click.option(
+    "--data",
+    type=FILE,
+    help="Recordings: a folder with one folder per label, or with a manifest.csv.  "
+    "[default: the synthesized demo clips]",
+)
+task_option = click.option("--task", help="Which task of a manifest.csv that lists several.")
+max_drop_option = click.option(
+    "--max-drop",
+    type=click.FloatRange(0),
+    default=MAX_DROP,
+    help="Percentage points of accuracy that INT8 may cost.",
+)
+
+
+def calibrate_options(command: Any) -> Any:
+    """The options that `export` and `calibrate` share, one for each field of CalibrateConfig."""
+    default = CalibrateConfig()
+    for option in (
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            default=default.workers,
+            help="Processes to share the recordings; the ranges do not depend on it.",
+        ),
+        click.option(
+            "--min-clips",
+            type=click.IntRange(1),
+            default=default.min_clips,
+            help="Fail with fewer recordings.",
+        ),
+        click.option(
+            "--percentile",
+            type=click.FloatRange(50, 100),
+            default=default.percentile,
+            help="Share of the magnitudes that the percentile method keeps.",
+        ),
+        click.option(
+            "--method",
+            type=click.Choice(METHODS),
+            default=default.method,
+            help="How a range is chosen from what was seen.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+class Group(click.Group):
+    """The one place where an error becomes a line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what the user can mend is one line without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except EdgeError as e:
+            raise click.ClickException(str(e)) from e
+        except ModuleNotFoundError as e:
+            if e.name not in _EXTRA:
+                raise
+            missing = f"{e.name} is not installed: pip install 'cnngru-edge[export]'"
+            raise click.ClickException(str(BackendMissing(missing))) from e
+        except OSError as e:
+            where = f"{e.filename}: " if e.filename else ""
+            raise click.ClickException(f"{where}{e.strerror or e}") from e
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the pipeline, not of the alphabet."""
+        return list(self.commands)
+
+
+@click.group(cls=Group, context_settings={"show_default": True})
+@click.version_option(package_name="cnngru-edge")
+def main() -> None:
+    """Take a trained CNN-GRU speech model to an edge device: trace, calibrate, quantize, run."""
+    # So that a kill cleans up as Ctrl-C does: nothing half-written stays behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+@main.command()
+@click.option("--data", type=FILE, required=True, help="Folder per label, or manifest.csv.")
+@click.option("--out", type=FILE, required=True, help="Checkpoint to write (.safetensors).")
+@task_option
+@click.option("--labels", help="Words to tell apart, with commas; other words become 'unknown'.")
+@click.option("--hidden-size", type=click.IntRange(1), default=128, help="Units of a GRU layer.")
+@click.option("--num-layers", type=click.IntRange(1), default=1, help="GRU layers.")
+@click.option("--epochs", type=click.IntRange(1), default=80)
+@click.option("--batch-size", type=click.IntRange(1), default=32, help="Streams in a step.")
+@click.option("--seed", type=int, default=0)
+def train(
+    data: Path,
+    out: Path,
+    task: str | None,
+    labels: str | None,
+    hidden_size: int,
+    num_layers: int,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Train a model on streams of labelled clips; killed, the same command goes on."""
+    from cnngru_edge.calibration.corpus import read_corpus
+    from cnngru_edge.models.spec import ModelSpec
+    from cnngru_edge.models.train import TrainConfig, choose_labels
+    from cnngru_edge.models.train import train as run_training
+
+    corpus = read_corpus(data, task)
+    words = tuple(labels.split(",")) if labels else None
+    spec = ModelSpec(choose_labels(corpus, words), hidden_size=hidden_size, num_layers=num_layers)
+    config = TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed)
+    with _progress() as bar:
+        bar.start()
+        epoch_bar = bar.add_task("train", total=epochs)
+        for report in run_training(corpus, spec, out, config):
+            if isinstance(report, AudioError):
+                bar.console.print(f"skipped {report}", highlight=False, soft_wrap=True)
+                continue
+            bar.update(epoch_bar, completed=report.epoch)
+            bar.console.print(
+                f"epoch {report.epoch}: training loss {report.train_loss:.3f}; other speakers: "
+                f"loss {report.loss:.3f}, accuracy {report.accuracy:.2%}"
+                f"{', best so far' if report.best else ''}"
+            )
+    click.echo(out)
+
+
+@main.command()
+@click.argument("checkpoint", type=FILE, required=False)
+@click.option("--out", type=FILE, required=True, help="Folder to write to.")
+@data_option
+@task_option
+@calibrate_options
+@max_drop_option
+def export(
+    checkpoint: Path | None,
+    out: Path,
+    data: Path | None,
+    task: str | None,
+    max_drop: float,
+    **options: Any,
+) -> None:
+    """Trace, calibrate, quantize and compare a CHECKPOINT: the whole chain, all written or nothing.
+
+    Without a CHECKPOINT it takes the keyword model that comes with the package.
+    """
+    from cnngru_edge.calibration.corpus import DEMO, read_corpus
+    from cnngru_edge.export import pipeline
+    from cnngru_edge.export.summary import print_summary
+    from cnngru_edge.models.checkpoint import PRETRAINED
+
+    checkpoint = checkpoint or PRETRAINED / "kws12.safetensors"
+    corpus = read_corpus(data or DEMO, task)
+    with _progress() as bar:
+        report = pipeline.export(
+            checkpoint,
+            corpus,
+            out,
+            CalibrateConfig(**options),
+            max_drop=max_drop,
+            progress=_advance(bar),
+        )
+    print_summary(report, Console())
+    _report_skipped(report.errors)
+
+
+@main.command()
+@click.argument("checkpoint", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Folder to write to.")
+@data_option
+@task_option
+def trace(checkpoint: Path, out: Path, data: Path | None, task: str | None) -> None:
+    """Write TorchScript and float ONNX of a CHECKPOINT, checked against it on recordings."""
+    from cnngru_edge.calibration.corpus import DEMO, read_corpus
+    from cnngru_edge.export import pipeline
+    from cnngru_edge.models.checkpoint import load_checkpoint
+
+    model = load_checkpoint(checkpoint)
+    corpus = read_corpus(data or DEMO, task)
+    for parity in pipeline.trace(model, out, pipeline.parity_clips(corpus.clips, model.spec)):
+        click.echo(
+            f"{out / parity.path.name}: equals torch within {parity.max_abs_error:.1e} "
+            f"(the most: {parity.tensor})"
+        )
+
+
+@main.command()
+@click.argument("graph", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Ranges to write (.json).")
+@data_option
+@task_option
+@calibrate_options
+def calibrate(graph: Path, out: Path, data: Path | None, task: str | None, **options: Any) -> None:
+    """Run a float GRAPH over recordings and write the ranges that its tensors take on.
+
+    DATA may also be a folder of recordings without labels. Of a corpus with sets, those for
+    calibration are used.
+    """
+    from cnngru_edge.calibration.collect import calibrate as run_calibration
+    from cnngru_edge.calibration.corpus import DEMO, calibration_paths
+
+    config = CalibrateConfig(**options)
+    paths = calibration_paths(data or DEMO, task, config.min_clips)
+    with _progress() as bar:
+        advance = _advance(bar)
+        ranges, errors = run_calibration(
+            graph, paths, config, lambda n: advance("calibrate", n, len(paths))
+        )
+    ranges.save(out)
+    click.echo(f"{out}: {len(ranges.tensors)} tensors, {ranges.clips} clips, {ranges.method}")
+    _report_skipped(errors)
+
+
+@main.command()
+@click.argument("graph", type=FILE)
+@click.option("--ranges", type=FILE, required=True, help="Written by calibrate for this graph.")
+@click.option("--out", type=FILE, required=True, help="INT8 graph to write (.onnx).")
+def quantize(graph: Path, ranges: Path, out: Path) -> None:
+    """Write the INT8 form of a float GRAPH, for ONNX Runtime on a CPU."""
+    from cnngru_edge.export.inspection import inspect as look_inside
+    from cnngru_edge.export.quantize import quantize_onnx
+
+    quantize_onnx(graph, ranges, out)
+    share = look_inside(out)["coverage"]["weights_int8"]
+    click.echo(f"{out}: {share:.1%} of the weights in INT8, {out.stat().st_size / 1000:.0f} KB")
+
+
+@main.command()
+@click.argument("reference", type=FILE)
+@click.argument("candidate", type=FILE)
+@data_option
+@task_option
+@click.option(
+    "--set", "set_name", type=click.Choice(["train", "calib", "eval", "all"]), default="eval"
+)
+@max_drop_option
+@as_json
+def compare(
+    reference: Path,
+    candidate: Path,
+    data: Path | None,
+    task: str | None,
+    set_name: str,
+    max_drop: float,
+    as_json: bool,
+) -> None:
+    """Let two artefacts answer the same labelled recordings; exit 1 if CANDIDATE is worse."""
+    from cnngru_edge.calibration.corpus import DEMO, read_corpus
+    from cnngru_edge.export.compare import compare as run_comparison
+    from cnngru_edge.export.compare import comparison_json
+    from cnngru_edge.export.summary import print_comparison
+
+    corpus = read_corpus(data or DEMO, task)
+    clips = corpus.clips if set_name == "all" else corpus.of(set_name)
+    with _progress() as bar:
+        advance = _advance(bar)
+        comparison, errors = run_comparison(
+            reference,
+            candidate,
+            clips,
+            max_drop=max_drop,
+            progress=lambda n: advance("compare", n, len(clips)),
+        )
+    if as_json:
+        click.echo(comparison_json(comparison))
+    else:
+        print_comparison(comparison, Console())
+    _report_skipped(errors)
+    if not comparison.passed:
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--engine", type=FILE, required=True, help="Artefact to run (.onnx or .ts).")
+@click.option("--reference", type=FILE, help="Check each answer against this float artefact.")
+@as_json
+@click.argument("audio", type=FILE, nargs=-1, required=True)
+def run(engine: Path, reference: Path | None, as_json: bool, audio: tuple[Path, ...]) -> None:
+    """Say what is said in AUDIO files: label, score and latency of each."""
+    from cnngru_edge.runtime.recognize import recognize
+    from cnngru_edge.runtime.session import open_session
+
+    errors: list[AudioError] = []
+    notes: dict[str, int] = {}
+    width = max(len(str(path)) for path in audio)
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(engine))
+        checked = stack.enter_context(open_session(reference)) if reference else None
+        for path in audio:
+            try:
+                result = recognize(session, path, checked)
+            except AudioError as e:
+                errors.append(e)
+                continue
+            for note in result.notes:
+                notes[note] = notes.get(note, 0) + 1
+            click.echo(result.to_json() if as_json else result.to_line(width))
+    for note, count in notes.items():
+        click.echo(f"note: {count} of {len(audio)} {note}", err=True)
+    _report_skipped(errors)
+
+
+@main.command()
+@click.argument("artefact", type=FILE)
+@as_json
+def inspect(artefact: Path, as_json: bool) -> None:
+    """Show what is inside an ARTEFACT: inputs, outputs, spec, and the precision of every layer."""
+    from cnngru_edge.export.inspection import inspect as look_inside
+    from cnngru_edge.export.summary import print_inspection
+
+    found = look_inside(artefact)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        print_inspection(found, Console())
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Bars on stderr, from the first task on: an error before it stays the only line."""
+    bar = Progress(
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+    try:
+        yield bar
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _advance(bar: Progress) -> Callable[[str, int, int], None]:
+    """A bar for each stage, begun when the stage first reports."""
+    tasks: dict[str, TaskID] = {}
+
+    def advance(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            bar.start()
+            tasks[stage] = bar.add_task(stage, total=total)
+        bar.advance(tasks[stage], done)
+
+    return advance
+
+
+def _report_skipped(errors: Sequence[AudioError]) -> None:
+    """Name the recordings that were left out; having any is a failure, after all else is done."""
+    for error in errors:
+        click.echo(f"skipped {error}", err=True)
+    if errors:
+        raise click.ClickException(f"recordings left out: {len(errors)}, see above")

@@ -1,0 +1,151 @@
+"""The whole chain from a checkpoint to checked artefacts, written all together or not at all."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cnngru_edge.calibration.collect import calibrate
+from cnngru_edge.calibration.corpus import EVAL, Clip, Corpus, calibration_clips, match_labels
+from cnngru_edge.calibration.ranges import CalibrateConfig
+from cnngru_edge.export.compare import MAX_DROP, Comparison, compare, comparison_json
+from cnngru_edge.export.onnx_graph import export_onnx
+from cnngru_edge.export.parity import Parity, check_parity
+from cnngru_edge.export.quantize import quantize_onnx
+from cnngru_edge.export.torchscript import export_torchscript
+from cnngru_edge.models.atomic import write_file
+from cnngru_edge.models.checkpoint import load_checkpoint
+from cnngru_edge.models.cnn_gru import CnnGru
+from cnngru_edge.models.errors import AudioError, CorpusError, ExportError
+from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.runtime.audio import Samples, read_audio
+
+TORCHSCRIPT = "model.ts"
+FLOAT = "model.fp32.onnx"
+INT8 = "model.int8.onnx"
+RANGES = "ranges.json"
+COMPARISON = "comparison.json"
+
+_PARITY_CLIPS = 8
+
+
+@dataclass
+class ExportReport:
+    """What an export made, how long each stage took and what it found."""
+
+    out: Path
+    comparison: Comparison | None = None
+    parity: list[Parity] = field(default_factory=list)
+    errors: list[AudioError] = field(default_factory=list)
+    stage_s: dict[str, float] = field(default_factory=dict)
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the steps newly done and the steps in all."""
+
+
+def trace(model: CnnGru, out: Path, clips: Sequence[Samples]) -> list[Parity]:
+    """Write TorchScript and float ONNX of a model, if both equal torch on these clips."""
+    folded = model.for_export()
+    with _staged(out) as stage:
+        export_torchscript(folded, stage / TORCHSCRIPT)
+        export_onnx(folded, stage / FLOAT)
+        # Against the model as it was trained: folding the batch norms is part of what is checked.
+        return [check_parity(model, stage / name, clips) for name in (TORCHSCRIPT, FLOAT)]
+
+
+def export(
+    checkpoint: Path,
+    corpus: Corpus,
+    out: Path,
+    config: CalibrateConfig,
+    *,
+    max_drop: float = MAX_DROP,
+    progress: Progress = lambda stage, done, total: None,
+) -> ExportReport:
+    """Trace, calibrate, quantize and compare; `out` gets everything once all of it has passed.
+
+    Raises:
+        ParityError: a float artefact differs from the model.
+        ExportError: the INT8 model answers worse than the float one.
+        EdgeError: any other stage's own.
+    """
+    report = ExportReport(out)
+    model = load_checkpoint(checkpoint)
+    calibration, evaluation = calibration_clips(corpus, config.min_clips), corpus.of(EVAL)
+    if not evaluation:
+        raise CorpusError(f"{corpus.root}: no clips in the set 'eval' to compare on")
+    match_labels(corpus.clips, model.spec.labels)  # before the long part, not after it
+    with _staged(out) as stage:
+        with _timed(report, "trace"):
+            report.parity = trace(model, stage, parity_clips(calibration, model.spec))
+            progress("trace", 1, 1)
+        with _timed(report, "calibrate"):
+            ranges, errors = calibrate(
+                stage / FLOAT,
+                [clip.path for clip in calibration],
+                config,
+                lambda n: progress("calibrate", n, len(calibration)),
+            )
+            ranges.save(stage / RANGES)
+            report.errors += errors
+        with _timed(report, "quantize"):
+            quantize_onnx(stage / FLOAT, stage / RANGES, stage / INT8)
+            progress("quantize", 1, 1)
+        with _timed(report, "compare"):
+            comparison, errors = compare(
+                stage / FLOAT,
+                stage / INT8,
+                evaluation,
+                max_drop=max_drop,
+                progress=lambda n: progress("compare", n, len(evaluation)),
+            )
+            report.comparison = comparison
+            report.errors += errors
+        if not comparison.passed:
+            raise ExportError(
+                f"{INT8}: {-comparison.delta:.2f} points less accurate than the float model on "
+                f"{comparison.clips} clips, allowed are {max_drop:g}; nothing was written; "
+                "calibrate with more or other audio, or another --method; --max-drop accepts more"
+            )
+        write_file(stage / COMPARISON, f"{comparison_json(comparison)}\n".encode())
+    return report
+
+
+def parity_clips(clips: Iterable[Clip], spec: ModelSpec) -> list[Samples]:
+    """A few recordings that can be read; calibration reports those that cannot."""
+    found: list[Samples] = []
+    for clip in clips:
+        with suppress(AudioError):
+            found.append(read_audio(clip.path, spec.features.sample_rate).samples)
+        if len(found) == _PARITY_CLIPS:
+            break
+    if not found:
+        raise CorpusError("no recording for calibration can be read")
+    return found
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A folder whose files move to `out` when the block succeeds, and vanish when it does not."""
+    existed = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+            yield Path(folder)
+            for path in sorted(Path(folder).iterdir()):
+                path.replace(out / path.name)
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                out.rmdir()
+        raise
+
+
+@contextmanager
+def _timed(report: ExportReport, stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    report.stage_s[stage] = time.perf_counter() - start

@@ -1,0 +1,98 @@
+"""What is said in a recording, how sure, how fast, and whether the float model agrees."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cnngru_edge.runtime.audio import Recording, read_audio
+from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.session import Session
+from cnngru_edge.runtime.stream import clip_logits
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a reference says to the same recording."""
+
+    reference_label: str
+    agrees: bool
+    max_abs_error: float  # over all logits of all frames
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """The answer for one recording."""
+
+    path: str
+    label: str
+    score: float
+    scores: dict[str, float]
+    duration_s: float
+    latency_ms: float  # of the model, for the whole recording; reading the file not included
+    backend: str
+    device: str
+    precision: str
+    check: Check | None
+    notes: tuple[str, ...]  # what was done to the recording
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        fields = asdict(self)
+        del fields["notes"]
+        return json.dumps(fields | (fields.pop("check") or {}))
+
+    def to_line(self, path_width: int) -> str:
+        """One line for people."""
+        answer = f"{self.label:<10} {self.score:6.1%} {self.latency_ms:7.2f} ms"
+        line = f"{self.path:<{path_width}}  {answer}"
+        if self.check is not None:
+            said = "agrees" if self.check.agrees else f"reference: {self.check.reference_label}"
+            line += f"  {said} (error {self.check.max_abs_error:.3f})"
+        return line
+
+
+def recognize(session: Session, path: Path, reference: Session | None = None) -> Recognition:
+    """Run one recording through a session, and through a reference to check it.
+
+    Raises:
+        AudioError: the recording cannot be used.
+    """
+    spec = session.spec
+    recording = read_audio(path, spec.features.sample_rate)
+    start = time.perf_counter()
+    logits = clip_logits(session, recording.samples)
+    latency_ms = 1000 * (time.perf_counter() - start)
+    scores = clip_scores(spec, logits)
+    label = spec.labels[int(scores.argmax())]
+    check = None
+    if reference is not None:
+        expected = clip_logits(reference, recording.samples)
+        other = reference.spec.labels[int(clip_scores(reference.spec, expected).argmax())]
+        check = Check(other, other == label, float(np.abs(logits - expected).max()))
+    return Recognition(
+        path=str(path),
+        label=label,
+        score=float(scores.max()),
+        scores={name: float(score) for name, score in zip(spec.labels, scores, strict=True)},
+        duration_s=recording.duration_s,
+        latency_ms=latency_ms,
+        backend=session.backend,
+        device=session.device,
+        precision=session.precision,
+        check=check,
+        notes=_notes(recording, spec.chunk_length),
+    )
+
+
+def _notes(recording: Recording, chunk_length: int) -> tuple[str, ...]:
+    rate, notes = recording.sample_rate, []
+    if recording.source_rate != rate:
+        notes.append(f"resampled from {recording.source_rate} to {rate} Hz")
+    if recording.source_channels > 1:
+        notes.append(f"have {recording.source_channels} channels, of which the first is used")
+    if len(recording.samples) < chunk_length:
+        notes.append(f"shorter than one chunk of {chunk_length} samples, padded with zeros")
+    return tuple(notes)
