@@ -1,6 +1,7 @@
 """Run the float graph over recordings, the state carried, and count what its tensors take on."""
 
 import hashlib
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ import onnx_ir as ir
 
 from cnngru_edge.calibration.observers import Histogram
 from cnngru_edge.calibration.ranges import CalibrateConfig, Ranges, range_of
+from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.errors import AudioError, CalibrationError
 from cnngru_edge.runtime.audio import pad_to_multiple, read_audio
 from cnngru_edge.runtime.session import Session, initial_state, open_session
@@ -25,6 +27,8 @@ WEIGHTED = frozenset({"Conv", "GRU", "MatMul"})
 
 FRONTEND_NODES = "/log_mel/"
 """Prefix of the names of the front-end's nodes, which stay float whatever the precision."""
+
+_STOPS = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass
@@ -64,23 +68,31 @@ def calibrate(
         progress: called with the number of clips that are newly done.
 
     Raises:
-        CalibrationError: too few recordings that can be read.
+        SessionError: the graph cannot be opened.
+        CalibrationError: not a float graph, or too few recordings that can be read.
     """
+    with open_session(graph) as session:
+        rate = session.spec.features.sample_rate
+        if graph.suffix != ".onnx" or session.precision != "fp32":
+            raise CalibrationError(
+                f"{graph}: expected a float .onnx graph, got {session.precision} {graph.suffix}; "
+                "'cnngru-edge trace' writes one"
+            )
     groups = [clips[i : i + CLIPS_PER_STREAM] for i in range(0, len(clips), CLIPS_PER_STREAM)]
     whole = Statistics()
     with tempfile.TemporaryDirectory() as folder:
         observed = Path(folder) / "observed.onnx"
-        ir.save(with_tensors_as_outputs(ir.load(graph)), observed)
+        proto = ir.to_proto(with_tensors_as_outputs(ir.load(graph)))
+        write_file(observed, proto.SerializeToString())
         for part in _in_order(observed, groups, config.workers):
             whole.merge(part)
             progress(part.clips + len(part.errors))
     if whole.clips < config.min_clips:
+        why = f" ({len(whole.errors)} left out: {whole.errors[0]})" if whole.errors else ""
         raise CalibrationError(
-            f"{whole.clips} recordings can be used, calibration needs at least {config.min_clips}; "
-            "give more, or pass --min-clips to accept fewer"
+            f"{whole.clips} recordings can be used{why}, calibration needs at least "
+            f"{config.min_clips}; give more, or pass --min-clips to accept fewer"
         )
-    with open_session(graph) as session:
-        rate = session.spec.features.sample_rate
     ranges = Ranges(
         graph_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
         clips_sha256=hashlib.sha256("".join(whole.digests).encode()).hexdigest(),
@@ -134,7 +146,10 @@ def _in_order(graph: Path, groups: Sequence[Sequence[Path]], workers: int) -> It
     # A spawned worker shares nothing, so ONNX Runtime's threads are not forked.
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, _open_in_worker, (graph,)) as pool:
-        yield from pool.map(_observe_in_worker, groups)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # workers are born with it
+        parts = pool.map(_observe_in_worker, groups)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from parts
 
 
 _worker_session: Session
@@ -142,7 +157,13 @@ _worker_session: Session
 
 def _open_in_worker(graph: Path) -> None:
     global _worker_session
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    # A stop of the whole group is the parent's to answer: a worker that died of it while it sends
+    # its result would leave the parent waiting for the rest.
+    os.setsid()
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)  # forgets one that came before
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the pool ends its workers with it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     _worker_session = open_session(graph)
 
 

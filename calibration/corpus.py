@@ -20,6 +20,7 @@ _SET_NAMES = {
     **dict.fromkeys(["calib", "calibration", "val", "valid", "validation", "dev"], CALIB),
     **dict.fromkeys(["eval", "evaluation", "test", "testing"], EVAL),
 }
+_COLUMNS = ("path", "set", "label")  # that a manifest needs
 _NOISE_FOLDER = "_background_noise_"
 _NOISE_TASK = "noise"
 _AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au"}
@@ -100,11 +101,14 @@ def match_labels(clips: Iterable[Clip], labels: Sequence[str]) -> dict[Path, str
 
 
 def _read_manifest(manifest: Path, task: str | None) -> Corpus:
-    with manifest.open(newline="", encoding="utf-8") as f:
-        reader = csv.DictReader(f)
-        if missing := {"path", "set", "label"} - set(reader.fieldnames or ()):
-            raise CorpusError(f"{manifest}: no column {', '.join(sorted(missing))}")
-        rows = list(reader)
+    try:
+        with manifest.open(newline="", encoding="utf-8-sig") as f:  # Excel begins with a BOM
+            reader = csv.DictReader(f)
+            if missing := set(_COLUMNS) - set(reader.fieldnames or ()):
+                raise CorpusError(f"{manifest}: no column {', '.join(sorted(missing))}")
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise CorpusError(f"{manifest}: not a CSV file in UTF-8 ({e})") from e
     tasks = {row["task"] for row in rows if row.get("task")} - {_NOISE_TASK}
     if task is None and len(tasks) > 1:
         raise CorpusError(f"{manifest}: several tasks, choose one: {', '.join(sorted(tasks))}")
@@ -118,6 +122,8 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
         is_noise = row.get("task") == _NOISE_TASK or row["label"] == _NOISE_FOLDER
         if not is_noise and task is not None and row["task"] != task:
             continue
+        if empty := [column for column in _COLUMNS if not row[column]]:
+            raise CorpusError(f"{manifest}: line {line} has no {', '.join(empty)}")
         if row["set"] not in _SET_NAMES:
             raise CorpusError(
                 f"{manifest}: line {line} has set {row['set']!r}, expected train, calib or eval"

@@ -105,7 +105,8 @@ def range_of(histogram: Histogram, method: Method, percentile: float) -> Range:
     counts, centres = histogram.counts, histogram.centres
     mean = float(np.average(centres, weights=counts))
     std = float(np.average((centres - mean) ** 2, weights=counts)) ** 0.5
-    outside = (centres < low) | (centres > high)
+    half = np.ldexp(0.5, histogram.exponent)  # of a bin; one that a limit lies in is inside
+    outside = (centres + half < low) | (centres - half > high)
     return Range(
         low,
         high,

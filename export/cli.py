@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from rich.progress import (
 
 from cnngru_edge.calibration.ranges import METHODS, CalibrateConfig
 from cnngru_edge.export.compare import MAX_DROP
-from cnngru_edge.models.errors import AudioError, BackendMissing, EdgeError
+from cnngru_edge.models.errors import AudioError, BackendMissing, EdgeError, SessionError
+from cnngru_edge.runtime.stream import FLUSH_S
 
 FILE = click.Path(path_type=Path)
 _EXTRA = {"torch", "torchaudio", "onnx", "onnx_ir", "safetensors"}
@@ -115,36 +117,67 @@ def main() -> None:
 @click.option("--out", type=FILE, required=True, help="Checkpoint to write (.safetensors).")
 @task_option
 @click.option("--labels", help="Words to tell apart, with commas; other words become 'unknown'.")
-@click.option("--hidden-size", type=click.IntRange(1), default=128, help="Units of a GRU layer.")
-@click.option("--num-layers", type=click.IntRange(1), default=1, help="GRU layers.")
-@click.option("--epochs", type=click.IntRange(1), default=80)
-@click.option("--batch-size", type=click.IntRange(1), default=32, help="Streams in a step.")
+@click.option("--hidden-size", type=click.IntRange(1), help="Units of a GRU layer.  [default: 128]")
+@click.option("--num-layers", type=click.IntRange(1), help="GRU layers.  [default: 1]")
+@click.option("--init", type=FILE, help="Checkpoint to go on from; it settles labels and layers.")
+@click.option(
+    "--light", is_flag=True, help="Milder noise and masking, smaller steps: to finish a model."
+)
+@click.option("--epochs", type=click.IntRange(1), help="[default: 80; with --light 25]")
+@click.option(
+    "--read-delay",
+    type=click.FloatRange(0, 1),
+    default=FLUSH_S,
+    help="Seconds after a word's end in which its label is learned.",
+)
 @click.option("--seed", type=int, default=0)
 def train(
     data: Path,
     out: Path,
     task: str | None,
     labels: str | None,
-    hidden_size: int,
-    num_layers: int,
-    epochs: int,
-    batch_size: int,
+    hidden_size: int | None,
+    num_layers: int | None,
+    init: Path | None,
+    light: bool,
+    epochs: int | None,
+    read_delay: float,
     seed: int,
 ) -> None:
     """Train a model on streams of labelled clips; killed, the same command goes on."""
+    if init and (labels or hidden_size or num_layers):
+        raise click.UsageError("--init settles labels and layers; leave those options out")
+    import torch
+
     from cnngru_edge.calibration.corpus import read_corpus
+    from cnngru_edge.models.checkpoint import load_checkpoint
+    from cnngru_edge.models.cnn_gru import CnnGru
     from cnngru_edge.models.spec import ModelSpec
-    from cnngru_edge.models.train import TrainConfig, choose_labels
+    from cnngru_edge.models.train import LIGHT, TrainConfig, choose_labels
     from cnngru_edge.models.train import train as run_training
 
     corpus = read_corpus(data, task)
-    words = tuple(labels.split(",")) if labels else None
-    spec = ModelSpec(choose_labels(corpus, words), hidden_size=hidden_size, num_layers=num_layers)
-    config = TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed)
+    if init:
+        model = load_checkpoint(init)
+    else:
+        spec = ModelSpec(
+            choose_labels(corpus, labels.split(",") if labels else None),
+            hidden_size=hidden_size or ModelSpec.hidden_size,
+            num_layers=num_layers or ModelSpec.num_layers,
+        )
+        torch.manual_seed(seed)
+        model = CnnGru(spec)
+    config = LIGHT if light else TrainConfig()
+    config = replace(
+        config,
+        epochs=epochs or config.epochs,
+        seed=seed,
+        streams=replace(config.streams, read_delay_s=read_delay),
+    )
     with _progress() as bar:
         bar.start()
-        epoch_bar = bar.add_task("train", total=epochs)
-        for report in run_training(corpus, spec, out, config):
+        epoch_bar = bar.add_task("train", total=config.epochs)
+        for report in run_training(corpus, model, out, config):
             if isinstance(report, AudioError):
                 bar.console.print(f"skipped {report}", highlight=False, soft_wrap=True)
                 continue
@@ -318,6 +351,10 @@ def run(engine: Path, reference: Path | None, as_json: bool, audio: tuple[Path, 
     with ExitStack() as stack:
         session = stack.enter_context(open_session(engine))
         checked = stack.enter_context(open_session(reference)) if reference else None
+        if checked and checked.spec != session.spec:
+            raise SessionError(
+                f"{reference}: of another model than {engine}; give its own float one"
+            )
         for path in audio:
             try:
                 result = recognize(session, path, checked)

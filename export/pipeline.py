@@ -130,7 +130,7 @@ def parity_clips(clips: Iterable[Clip], spec: ModelSpec) -> list[Samples]:
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
     """A folder whose files move to `out` when the block succeeds, and vanish when it does not."""
-    existed = out.exists()
+    missing = [parent for parent in (out, *out.parents) if not parent.exists()]
     out.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
@@ -138,9 +138,9 @@ def _staged(out: Path) -> Iterator[Path]:
             for path in sorted(Path(folder).iterdir()):
                 path.replace(out / path.name)
     except BaseException:
-        if not existed:
+        for parent in missing:
             with suppress(OSError):
-                out.rmdir()
+                parent.rmdir()
         raise
 
 

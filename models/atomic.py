@@ -23,5 +23,8 @@ def write_file(path: Path, data: bytes) -> None:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # as open() would have made it; mkstemp is private
         temporary.replace(path)
+    except OSError as e:
+        e.filename = str(path)  # a full disk names no file, and a rename the temporary one
+        raise
     finally:
         temporary.unlink(missing_ok=True)

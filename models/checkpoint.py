@@ -47,7 +47,7 @@ def load_checkpoint(path: Path) -> CnnGru:
     if METADATA_KEY not in metadata:
         raise SpecError(
             f"{path}: no model spec in the metadata (key {METADATA_KEY!r}); "
-            "'cnngru-edge train' writes it, and so does cnngru_edge.models.checkpoint.save_checkpoint"
+            "'cnngru-edge train' and cnngru_edge.models.checkpoint.save_checkpoint write it"
         )
     try:
         model = CnnGru(ModelSpec.from_json(metadata[METADATA_KEY]))

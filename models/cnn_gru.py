@@ -47,6 +47,9 @@ class CnnGru(nn.Module):
     Any way of cutting the audio into multiples of `spec.chunk_length` gives the same logits.
     """
 
+    feature_mean: Tensor
+    feature_std: Tensor
+
     def __init__(self, spec: ModelSpec, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.spec = spec

@@ -119,8 +119,6 @@ class ModelSpec:
             raise SpecError(f"labels: need at least two, all different, got {list(self.labels)}")
         if not self.convs or self.hidden_size < 1 or self.num_layers < 1:
             raise SpecError("a CNN-GRU needs at least one convolution, GRU layer and hidden unit")
-        if self.conv_shapes[-1][1] < 1:
-            raise SpecError(f"convolutions: {self.features.n_mels} mel bins are strided away")
 
     @property
     def chunk_length(self) -> int:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-Samples = npt.NDArray[np.float32]
+from cnngru_edge.runtime.audio import Samples
+from cnngru_edge.runtime.stream import FLUSH_S
 
 
 @dataclass(frozen=True)
@@ -25,20 +26,21 @@ class StreamConfig:
     snr_db: tuple[float, float] = (-5.0, 25.0)
     gain_db: tuple[float, float] = (-18.0, 6.0)
     speed: tuple[float, float] = (0.88, 1.14)
+    read_delay_s: float = FLUSH_S  # after its end a word is read, as runtime.stream does it
     gap_s: tuple[float, float] = (-0.12, 0.25)  # below zero the silent edges of two clips overlap
 
 
 @dataclass(frozen=True)
 class StreamBatch:
-    """Streams of one length, and what should have been heard when each segment ends."""
+    """Streams of one length, and what should have been heard just after each segment's end."""
 
     audio: Samples  # (N, S)
-    frames: npt.NDArray[np.int64]  # (N, segments), the output frame in which a segment ends
+    frames: npt.NDArray[np.int64]  # (N, segments), the output frame in which each is read
     targets: npt.NDArray[np.int64]  # (N, segments), indices of labels
 
 
 class StreamBuilder:
-    """Endless augmented streams from labelled clips and noises; the same for the same seed."""
+    """Augmented streams from labelled clips and noises; the same for the same seed."""
 
     def __init__(
         self,
@@ -97,11 +99,14 @@ class StreamBuilder:
                 word = next(words)
                 piece, target = self._spoken(self.clips[word], rng), self.targets[word]
             start = end + round(rng.uniform(*self.config.gap_s) * self.rate)
+            start = max(start, end - len(piece) // 2)  # a short clip keeps half to itself
             pieces.append((start, piece))
             end = start + len(piece)
             ends.append(end)
             targets.append(target)
-        audio: Samples = np.zeros(end, np.float32)
+        delay = round(self.config.read_delay_s * self.rate)
+        ends = [end + delay for end in ends]
+        audio: Samples = np.zeros(ends[-1], np.float32)
         for start, piece in pieces:
             skipped = max(0, -start)
             audio[start + skipped : start + len(piece)] += piece[skipped:]
@@ -136,12 +141,12 @@ class StreamBuilder:
 
 
 def collate(streams: Sequence[tuple[Samples, list[int], list[int]]], chunk: int) -> StreamBatch:
-    """Streams of (audio, end samples, targets) as one batch, padded with zeros to whole chunks."""
+    """Streams of (audio, samples read after, targets) as one batch of whole chunks."""
     length = -(-max(len(audio) for audio, _, _ in streams) // chunk) * chunk
     batch = np.zeros((len(streams), length), np.float32)
     for row, (audio, _, _) in zip(batch, streams, strict=True):
         row[: len(audio)] = audio
-    # The frame that ends at or just after the segment's last sample.
+    # The frame that ends with that sample or just after it.
     frames = np.array([[-(-end // chunk) - 1 for end in ends] for _, ends, _ in streams])
     return StreamBatch(batch, frames, np.array([targets for _, _, targets in streams]))
 

@@ -19,8 +19,8 @@ from cnngru_edge.models.checkpoint import save_checkpoint
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import AudioError, CorpusError
 from cnngru_edge.models.spec import SILENCE, UNKNOWN, ModelSpec
-from cnngru_edge.models.streams import Samples, StreamBatch, StreamBuilder, StreamConfig, collate
-from cnngru_edge.runtime.audio import read_audio
+from cnngru_edge.models.streams import StreamBatch, StreamBuilder, StreamConfig, collate
+from cnngru_edge.runtime.audio import Samples, read_audio
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,23 @@ class TrainConfig:
     streams: StreamConfig = field(default_factory=StreamConfig)
 
 
+LIGHT = TrainConfig(
+    epochs=25,
+    learning_rate=1e-3,
+    warmup_epochs=1.0,
+    dropout=0.1,
+    frequency_mask=5,
+    time_mask=8,
+    streams=StreamConfig(
+        noise_probability=0.5,
+        snr_db=(0.0, 30.0),
+        gain_db=(-15.0, 6.0),
+        speed=(0.92, 1.09),
+    ),
+)
+"""For a model that is already good: streams nearer to what will be heard, and smaller steps."""
+
+
 @dataclass(frozen=True)
 class EpochReport:
     """What an epoch came to; accuracies on the calibration speakers, of the averaged weights."""
@@ -53,9 +70,11 @@ class EpochReport:
 
 
 def train(
-    corpus: Corpus, spec: ModelSpec, out: Path, config: TrainConfig
+    corpus: Corpus, model: CnnGru, out: Path, config: TrainConfig
 ) -> Iterator[EpochReport | AudioError]:
-    """Train `spec` on the corpus, one report an epoch; `out` is always the best model so far.
+    """Train `model` on the corpus, one report an epoch; `out` is always the best so far.
+
+    A model whose feature statistics were never set gets those of the corpus.
 
     A file `out`.resume beside it lets a killed training go on; it is removed at the end. A
     recording that cannot be read is yielded as its error and left out.
@@ -63,7 +82,7 @@ def train(
     Raises:
         CorpusError: no clips to train on, or none of the calibration set to choose the best by.
     """
-    torch.manual_seed(config.seed)
+    spec = model.spec
     clips, errors = _load(corpus.of(TRAIN), spec)
     held_out, more_errors = _load(corpus.of(CALIB), spec)
     noises, noise_errors = _load(corpus.noises_of(TRAIN), spec)
@@ -82,15 +101,13 @@ def train(
         config=config.streams,
     )
     validation = _validation_batches(held_out, spec, config)
-    run = _Run(spec, config, builder.batches_per_epoch(config.batch_size))
+    run = _Run(model, config, builder.batches_per_epoch(config.batch_size))
     resume = out.with_name(f"{out.name}.resume")
     if resume.is_file():
         run.load(resume)
-    else:
-        run.model.feature_mean, run.model.feature_std = _feature_statistics(
-            run.model, builder, config
-        )
-        run.average = _averaged(run.model, config)
+    elif not model.feature_mean.any():
+        model.feature_mean, model.feature_std = _feature_statistics(model, builder, config)
+        run.average = _averaged(model, config)
     while run.epoch < config.epochs:
         # Seeded by epoch, so that a resumed training hears what an unbroken one would have.
         torch.manual_seed(config.seed * 10_007 + run.epoch)
@@ -128,9 +145,10 @@ def choose_labels(corpus: Corpus, words: Sequence[str] | None) -> tuple[str, ...
 class _Run:
     """Everything that changes while training, so that it can be put down and taken up."""
 
-    def __init__(self, spec: ModelSpec, config: TrainConfig, steps_per_epoch: int) -> None:
+    def __init__(self, model: CnnGru, config: TrainConfig, steps_per_epoch: int) -> None:
         self.config = config
-        self.model = CnnGru(spec, dropout=config.dropout)
+        self.model = model
+        self.model.dropout.p = config.dropout
         self.average = _averaged(self.model, config)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -256,11 +274,13 @@ def _validation_batches(
     targets = _targets([clip for clip, _ in clips], spec)
     order = np.random.default_rng(config.seed).permutation(len(clips))
     segments = min(config.streams.segments, len(clips))
+    delay = round(config.streams.read_delay_s * spec.features.sample_rate)
     streams = []
     for rows in order[: len(order) // segments * segments].reshape(-1, segments):
         pieces = [clips[i][1] for i in rows]
-        ends = np.cumsum([len(piece) for piece in pieces]).tolist()
-        streams.append((np.concatenate(pieces), ends, [targets[i] for i in rows]))
+        ends = np.cumsum([len(piece) for piece in pieces]) + delay
+        audio = np.pad(np.concatenate(pieces), (0, delay))
+        streams.append((audio, ends.tolist(), [targets[i] for i in rows]))
     return [
         collate(streams[i : i + config.batch_size], spec.chunk_length)
         for i in range(0, len(streams), config.batch_size)

@@ -15,6 +15,8 @@ Samples = npt.NDArray[np.float32]
 
 # A header written before the length was known (a pipe, a killed recorder) claims about 2 or 4 GiB.
 _UNKNOWN_LENGTH = 0x7FFF_0000
+_NO_LENGTH = 2**63 - 1  # libsndfile's sign for a FLAC of that kind, which it does not read
+_LOUDEST = 100.0  # 40 dB over full scale: no recording, but integers in a float file
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ def read_audio(path: Path, sample_rate: int) -> Recording:
     """Read the first channel of a file, resampled to `sample_rate` (Hz).
 
     Raises:
-        AudioError: the file is missing, empty, no audio, cut short, has no samples, or has NaN or
-            infinite ones.
+        AudioError: the file is missing, empty, no audio, cut short, has no samples, or has NaN,
+            infinite or far too large ones.
     """
     if not path.is_file():
         raise AudioError(f"{path}: no such file")
@@ -46,6 +48,10 @@ def read_audio(path: Path, sample_rate: int) -> Recording:
     try:
         with soundfile.SoundFile(path) as f:
             source_rate, channels, announced, log = f.samplerate, f.channels, f.frames, f.extra_info
+            if announced == _NO_LENGTH:
+                raise AudioError(
+                    f"{path}: written to a pipe, its length is unknown; convert it again"
+                )
             frames = f.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as e:
         raise AudioError(
@@ -58,8 +64,12 @@ def read_audio(path: Path, sample_rate: int) -> Recording:
     if not np.isfinite(samples).all():
         first = int(np.argmin(np.isfinite(samples)))
         raise AudioError(f"{path}: sample {first} is {samples[first]}; record or convert it again")
+    if (peak := float(np.abs(samples).max())) > _LOUDEST:
+        raise AudioError(f"{path}: samples up to {peak:g}, expected full scale 1; scale it down")
     if source_rate != sample_rate:
         samples = soxr.resample(samples, source_rate, sample_rate)
+    if not len(samples):
+        raise AudioError(f"{path}: too short, {len(frames)} samples at {source_rate} Hz")
     return Recording(np.ascontiguousarray(samples), sample_rate, source_rate, channels)
 
 
@@ -69,8 +79,8 @@ def pad_to_multiple(samples: Samples, length: int) -> Samples:
 
 
 def _check_complete(path: Path, log: str, announced: int, read: int) -> None:
-    # libsndfile reads what is there of a WAV cut short and says so in its log only.
-    short = re.search(r"data : (\d+) \(should be (\d+)\)", log)
+    # libsndfile reads what is there of a WAV, AIFF or AU cut short and says so in its log only.
+    short = re.search(r"(?:data|SSND|Data Size) +: (\d+) \(should be (\d+)\)", log)
     if short and int(short[1]) < _UNKNOWN_LENGTH and int(short[2]) < int(short[1]):
         raise AudioError(
             f"{path}: truncated, {int(short[2])} of {int(short[1])} bytes of audio; copy it again"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cnngru_edge.models.errors import SessionError
 from cnngru_edge.runtime.audio import Recording, read_audio
 from cnngru_edge.runtime.decode import clip_scores
 from cnngru_edge.runtime.session import Session
@@ -59,12 +60,15 @@ def recognize(session: Session, path: Path, reference: Session | None = None) ->
 
     Raises:
         AudioError: the recording cannot be used.
+        SessionError: the model answers NaN.
     """
     spec = session.spec
     recording = read_audio(path, spec.features.sample_rate)
     start = time.perf_counter()
     logits = clip_logits(session, recording.samples)
     latency_ms = 1000 * (time.perf_counter() - start)
+    if not np.isfinite(logits).all():
+        raise SessionError(f"{path}: the model answers NaN; its file is damaged, export it again")
     scores = clip_scores(spec, logits)
     label = spec.labels[int(scores.argmax())]
     check = None

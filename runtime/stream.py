@@ -1,7 +1,13 @@
 """Audio through a session with the state carried, in chunks of any length."""
 
+import numpy as np
+
+from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple
 from cnngru_edge.runtime.session import Array, Session, initial_state
+
+FLUSH_S = 0.06
+"""Silence after a clip's end: a word cut off there is heard out, as it is in a stream."""
 
 
 class Stream:
@@ -21,8 +27,13 @@ class Stream:
         return outputs["logits"]
 
 
+def flushed(spec: ModelSpec, samples: Samples) -> Samples:
+    """A clip (S,) with FLUSH_S of silence after it, and zeros up to the next whole chunk."""
+    silence = np.zeros(round(FLUSH_S * spec.features.sample_rate), np.float32)
+    return pad_to_multiple(np.concatenate([samples, silence]), spec.chunk_length)
+
+
 def clip_logits(session: Session, samples: Samples) -> Array:
-    """Logits (T, C) of one clip (S,): a stream of its own, padded with zeros to whole chunks."""
-    padded = pad_to_multiple(samples, session.spec.chunk_length)
-    logits: Array = Stream(session).push(padded[None])[0]
+    """Logits (T, C) of one clip (S,): a stream of its own, flushed."""
+    logits: Array = Stream(session).push(flushed(session.spec, samples)[None])[0]
     return logits

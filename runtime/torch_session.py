@@ -1,5 +1,6 @@
 """TorchScript files in torch, on a host."""
 
+import warnings
 from pathlib import Path
 from types import TracebackType
 
@@ -23,9 +24,12 @@ class TorchSession:
         torch.set_num_threads(threads)  # for the whole process: torch has no finer setting
         extra = {METADATA_KEY: ""}
         try:
-            self._module = torch.jit.load(  # type: ignore[no-untyped-call]
-                path, map_location="cpu", _extra_files=extra
-            )
+            with warnings.catch_warnings():
+                # TorchScript is what the file is; torch says on every call that it is deprecated.
+                warnings.filterwarnings("ignore", message=r"`torch\.jit\.load`")
+                self._module = torch.jit.load(  # type: ignore[no-untyped-call]
+                    path, map_location="cpu", _extra_files=extra
+                )
         except (RuntimeError, ValueError) as e:
             reason = str(e).strip().splitlines()[0]
             raise SessionError(f"{path}: torch does not open it ({reason})") from e

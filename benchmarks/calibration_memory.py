@@ -1,0 +1,47 @@
+"""Resident memory of calibration, which must not grow with the number of clips.
+
+    python benchmarks/calibration_memory.py GRAPH [--data DIR]
+
+Calibrates with 100 and with 5,000 clips (those of DIR again and again), each in a fresh process.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from itertools import cycle, islice
+from pathlib import Path
+
+import click
+
+from cnngru_edge.calibration.corpus import DEMO, calibration_paths
+from cnngru_edge.calibration.ranges import CalibrateConfig
+
+
+@click.command()
+@click.argument("graph", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), default=DEMO)
+@click.option("--task")
+@click.option("--clips", type=int, help="Do one calibration with so many, and print its peak.")
+def main(graph: Path, data: Path, task: str | None, clips: int | None) -> None:
+    """Print the peak resident memory of both calibrations and the growth from one to the other."""
+    if clips is not None:
+        from cnngru_edge.calibration.collect import calibrate
+
+        paths = calibration_paths(data, task, 1)
+        calibrate(graph, list(islice(cycle(paths), clips)), CalibrateConfig())
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    peaks = []
+    for count in (100, 5_000):
+        command = [sys.executable, __file__, str(graph), "--data", str(data), "--clips", str(count)]
+        start = time.perf_counter()
+        peaks.append(
+            float(subprocess.check_output([*command, *(["--task", task] if task else [])]))
+        )
+        print(f"{count} clips: {peaks[-1]:.0f} MiB, {time.perf_counter() - start:.0f} s")
+    print(f"growth: {peaks[1] - peaks[0]:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+import dataclasses
+import json
+
+import pytest
+from conftest import TINY_SPEC
+
+from cnngru_edge.models.errors import SpecError
+from cnngru_edge.models.spec import ConvSpec, ModelSpec
+
+DEFAULT = ModelSpec(labels=("yes", "no"))
+
+
+@pytest.mark.parametrize("spec", [DEFAULT, TINY_SPEC], ids=["default", "tiny"])
+def test_json_gives_the_same_spec(spec):
+    assert ModelSpec.from_json(spec.to_json()) == spec
+
+
+def test_sizes_follow_from_the_layers():
+    assert DEFAULT.chunk_length == 320  # 20 ms: a hop of 10 ms, one time stride of 2
+    assert DEFAULT.conv_shapes == ((1, 40), (32, 20), (48, 10), (64, 10), (64, 5))
+    assert DEFAULT.gru_input_size == 320
+    assert [(s.name, s.shape) for s in DEFAULT.state] == [
+        ("audio_tail", (352,)),
+        ("conv0_context", (1, 3, 40)),
+        ("conv1_context", (32, 2, 20)),
+        ("conv2_context", (48, 2, 10)),
+        ("conv3_context", (64, 2, 10)),
+        ("gru0_hidden", (128,)),
+    ]
+
+
+def test_a_convolution_without_context_carries_nothing():
+    spec = dataclasses.replace(TINY_SPEC, convs=(ConvSpec(4, (2, 3), (2, 2)),), num_layers=1)
+    assert [s.name for s in spec.state] == ["audio_tail", "gru0_hidden"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": ["yes", "yes"]}, "labels: need at least two, all different"),
+        ({"hidden_size": 0}, "a CNN-GRU needs at least one convolution, GRU layer and hidden unit"),
+        ({"heads": 4}, r"unknown ModelSpec fields \['heads'\]"),
+        ({"features": {"hop_length": 600}}, "need 0 < hop_length <= win_length <= n_fft"),
+        ({"features": {"f_max": 9000}}, "need 0 <= f_min < f_max <= 8000 Hz, got 20, 9000"),
+        ({"features": {"n_fft": 514}}, "n_fft must be a multiple of 4, got 514"),
+        ({"convs": [{"out_channels": 4, "kernel_size": [1, 3], "stride": [2, 1]}]}, "skips frames"),
+        ({"convs": []}, "at least one convolution"),
+        ({"labels": None}, "TypeError"),
+    ],
+)
+def test_a_spec_that_cannot_be_built_is_refused(change, message):
+    text = json.dumps(json.loads(DEFAULT.to_json()) | change)
+    with pytest.raises(SpecError, match=message):
+        ModelSpec.from_json(text)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", "nonsense"])
+def test_what_is_no_spec_is_refused(text):
+    with pytest.raises(SpecError, match="model spec: "):
+        ModelSpec.from_json(text)

@@ -1,0 +1,99 @@
+"""The wheel as a device gets it: in an empty environment, on each Python that is installed."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("calibration", "export", "models", "runtime")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(out), "."]
+    # From a copy of what is tracked: setuptools would leave its build folder in the checkout.
+    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n")
+    source = out / "source"
+    for name in filter(None, tracked):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    subprocess.run(command, cwd=source, check=True)
+    return next(out.glob("*.whl"))
+
+
+def interpreter(version):
+    """A Python of this version, on the path or under pyenv, or None."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    candidates = [f"python{version}", *map(str, sorted(pyenv.glob(f"{version}.*/bin/python")))]
+    for candidate in candidates:
+        found = shutil.which(candidate)
+        # A shim on the path may stand for nothing.
+        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
+            return found
+    return None
+
+
+def test_it_holds_the_package_and_nothing_else(wheel):
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    modules = {
+        f"cnngru_edge/{package}/{path.name}"
+        for package in PACKAGES
+        for path in (ROOT / package).iterdir()
+        if path.suffix == ".py" or path.name == "py.typed"
+    }
+    data = {
+        f"cnngru_edge/{path.relative_to(ROOT)}"
+        for pattern in ("calibration/demo/*/*.flac", "models/pretrained/*.safetensors")
+        for path in ROOT.glob(pattern)
+    }
+    demo = {f"cnngru_edge/calibration/demo/{name}" for name in ("manifest.csv", "README.md")}
+    assert names == modules | data | demo
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.12", f"3.{sys.version_info.minor}"])
+def test_a_device_runs_a_model_without_torch(wheel, version, exported, demo, tmp_path):
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"Python {version} is not installed")
+    venv = tmp_path / "venv"
+    subprocess.run([python, "-m", "venv", venv], check=True)
+    pip = [venv / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, wheel], check=True)
+
+    clips = [clip for clip in demo.of("eval") if clip.label == "yes"]
+    engine = exported / "model.int8.onnx"
+    command = [venv / "bin/cnngru-edge", "run", "--engine", engine, *(clip.path for clip in clips)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count(" yes ") > len(clips) / 2
+
+    missing = subprocess.run([venv / "bin/python", "-c", "import torch"], capture_output=True)
+    assert missing.returncode != 0
+    export = [venv / "bin/cnngru-edge", "export", "--out", tmp_path / "out"]
+    refused = subprocess.run(export, cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "Error: onnx_ir is not installed: pip install 'cnngru-edge[export]'\n"
+    )
+
+    # The runtime's own tests, against the installed package.
+    subprocess.run([*pip, "pytest"], check=True)
+    tests = [
+        ROOT / "tests" / f"test_runtime_{name}.py" for name in ("audio", "decode", "recognize")
+    ]
+    options = ["-q", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [venv / "bin/python", "-m", "pytest", *options, *tests],
+        cwd=tmp_path,
+        env={**os.environ, "CNNGRU_EDGE_EXPORTED": str(exported)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
