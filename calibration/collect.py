@@ -145,11 +145,14 @@ def _in_order(graph: Path, groups: Sequence[Sequence[Path]], workers: int) -> It
         return
     # A spawned worker shares nothing, so ONNX Runtime's threads are not forked.
     context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _open_in_worker, (graph,)) as pool:
+    pool = ProcessPoolExecutor(workers, context, _open_in_worker, (graph,))
+    try:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # workers are born with it
         parts = pool.map(_observe_in_worker, groups)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield from parts
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _worker_session: Session

@@ -130,7 +130,7 @@ def main() -> None:
     default=FLUSH_S,
     help="Seconds after a word's end in which its label is learned.",
 )
-@click.option("--seed", type=int, default=0)
+@click.option("--seed", type=int, default=0, help="The same seed gives the same model.")
 def train(
     data: Path,
     out: Path,
@@ -296,7 +296,11 @@ def quantize(graph: Path, ranges: Path, out: Path) -> None:
 @data_option
 @task_option
 @click.option(
-    "--set", "set_name", type=click.Choice(["train", "calib", "eval", "all"]), default="eval"
+    "--set",
+    "set_name",
+    type=click.Choice(["train", "calib", "eval", "all"]),
+    default="eval",
+    help="Which recordings of the corpus.",
 )
 @max_drop_option
 @as_json

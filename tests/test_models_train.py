@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from click.testing import CliRunner
 from conftest import TINY_SPEC
 
 from cnngru_edge.calibration.corpus import Clip, Corpus, read_corpus
+from cnngru_edge.export.cli import main
 from cnngru_edge.models.checkpoint import load_checkpoint
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import AudioError, CorpusError
@@ -127,3 +129,24 @@ def test_labels_are_the_words_and_what_goes_beside_them(tones, words, expected):
 def test_a_word_without_clips_is_refused(tones):
     with pytest.raises(CorpusError, match="no clips of middle"):
         choose_labels(tones, ("low", "middle"))
+
+
+def test_the_command_trains_and_goes_on_from_a_checkpoint(tones, tmp_path):
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    start = ["train", "--data", str(tones.root), "--epochs", "1"]
+    sizes = ["--labels", "low,high", "--hidden-size", "8", "--num-layers", "2"]
+    done = CliRunner().invoke(main, [*start, *sizes, "--out", str(first)])
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == f"{first}\n"
+    assert "epoch 1: training loss" in done.stderr
+    spec = load_checkpoint(first).spec
+    assert (spec.labels, spec.hidden_size, spec.num_layers) == (("silence", "low", "high"), 8, 2)
+
+    done = CliRunner().invoke(main, [*start, "--init", str(first), "--light", "--out", str(second)])
+    assert done.exit_code == 0, done.stderr
+    mean = load_checkpoint(first).feature_mean
+    assert torch.equal(load_checkpoint(second).feature_mean, mean)  # what the weights are used to
+
+    done = CliRunner().invoke(main, [*start, *sizes, "--init", str(first), "--out", str(second)])
+    assert done.exit_code == 2
+    assert "--init settles labels and layers" in done.stderr
