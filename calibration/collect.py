@@ -5,10 +5,11 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import onnx_ir as ir
 
@@ -146,10 +147,12 @@ def _in_order(graph: Path, groups: Sequence[Sequence[Path]], workers: int) -> It
     # A spawned worker shares nothing, so ONNX Runtime's threads are not forked.
     context = get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _open_in_worker, (graph,))
+    # Workers are started from a thread that has the signals blocked: they are born with that, and
+    # no stop interrupts it half-way.
+    blocked = (signal.SIG_BLOCK, _STOPS)
     try:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # workers are born with it
-        parts = pool.map(_observe_in_worker, groups)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with ThreadPoolExecutor(1, "start", signal.pthread_sigmask, blocked) as starter:
+            parts = starter.submit(pool.map, _observe_in_worker, groups).result()
         yield from parts
     finally:
         pool.shutdown(cancel_futures=True)
@@ -163,11 +166,19 @@ def _open_in_worker(graph: Path) -> None:
     # A stop of the whole group is the parent's to answer: a worker that died of it while it sends
     # its result would leave the parent waiting for the rest.
     os.setsid()
+    Thread(target=_end_with_parent, daemon=True).start()
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)  # forgets one that came before
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the pool ends its workers with it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     _worker_session = open_session(graph)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _observe_in_worker(clips: Sequence[Path]) -> Statistics:

@@ -185,7 +185,7 @@ def train(
             bar.console.print(
                 f"epoch {report.epoch}: training loss {report.train_loss:.3f}; other speakers: "
                 f"loss {report.loss:.3f}, accuracy {report.accuracy:.2%}"
-                f"{', best so far' if report.best else ''}"
+                f"{', kept' if report.kept else ''}"
             )
     click.echo(out)
 

@@ -66,13 +66,16 @@ class EpochReport:
     train_loss: float
     accuracy: float
     loss: float
-    best: bool
+    kept: bool
 
 
 def train(
     corpus: Corpus, model: CnnGru, out: Path, config: TrainConfig
 ) -> Iterator[EpochReport | AudioError]:
-    """Train `model` on the corpus, one report an epoch; `out` is always the best so far.
+    """Train `model` on the corpus, one report an epoch; `out` is always the one to keep.
+
+    That is the latest epoch whose accuracy on the calibration speakers is within a standard error
+    of the best: a few hundred clips cannot tell more, and the rate of learning falls to the end.
 
     A model whose feature statistics were never set gets those of the corpus.
 
@@ -116,12 +119,12 @@ def train(
         run.epoch += 1
         averaged = run.averaged_model
         accuracy, loss = _validate(averaged, validation)
-        best = (accuracy, -loss) > run.best
-        if best:
-            run.best = (accuracy, -loss)
+        run.best_accuracy = max(run.best_accuracy, accuracy)
+        kept = accuracy >= run.best_accuracy - _standard_error(run.best_accuracy, len(held_out))
+        if kept:
             save_checkpoint(averaged, out)
         run.save(resume)
-        yield EpochReport(run.epoch, float(np.mean(losses)), accuracy, loss, best)
+        yield EpochReport(run.epoch, float(np.mean(losses)), accuracy, loss, kept)
     resume.unlink(missing_ok=True)
 
 
@@ -162,7 +165,7 @@ class _Run:
             ),
         )
         self.epoch = 0
-        self.best = (-1.0, 0.0)  # accuracy, minus loss
+        self.best_accuracy = 0.0
 
     @property
     def averaged_model(self) -> CnnGru:
@@ -209,7 +212,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "epoch": self.epoch,
-            "best": self.best,
+            "best_accuracy": self.best_accuracy,
             "spec": self.model.spec.to_json(),
             "config": repr(self.config),
         }
@@ -229,7 +232,7 @@ class _Run:
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
-        self.epoch, self.best = saved["epoch"], tuple(saved["best"])
+        self.epoch, self.best_accuracy = saved["epoch"], saved["best_accuracy"]
 
 
 def _averaged(model: CnnGru, config: TrainConfig) -> AveragedModel:
@@ -238,6 +241,11 @@ def _averaged(model: CnnGru, config: TrainConfig) -> AveragedModel:
         multi_avg_fn=get_ema_multi_avg_fn(config.average_decay),  # type: ignore[no-untyped-call]
         use_buffers=True,
     )
+
+
+def _standard_error(share: float, count: int) -> float:
+    """Of a share of so many clips, after the binomial distribution."""
+    return math.sqrt(share * (1 - share) / count)
 
 
 def _half_cosine(step: int, total: int) -> float:

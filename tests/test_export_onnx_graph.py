@@ -71,7 +71,8 @@ def test_chunks_give_what_the_whole_clip_gives(exported, demo, name, frames):
             stream = Stream(session)
             parts = [stream.push(samples[None, i : i + step]) for i in range(0, 15_360, step)]
             found = np.concatenate(parts, axis=1)[0]
-            np.testing.assert_allclose(found, clip_logits(session, samples[:15_360]), atol=1e-5)
+            whole = clip_logits(session, samples)[: len(found)]  # and the flush after it
+            np.testing.assert_allclose(found, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["model.fp32.onnx", "model.int8.onnx"])
@@ -80,7 +81,7 @@ def test_streams_side_by_side_do_not_touch_each_other(exported, demo, name):
     with open_session(exported / name) as session:
         together = Stream(session, batch=len(clips)).push(np.stack(clips))
         for row, clip in zip(together, clips, strict=True):
-            np.testing.assert_allclose(row, clip_logits(session, clip), atol=1e-5)
+            np.testing.assert_allclose(row, clip_logits(session, clip)[: len(row)], atol=1e-5)
 
 
 def test_the_same_model_gives_the_same_file(tiny, tmp_path):

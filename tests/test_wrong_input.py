@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -528,19 +529,15 @@ def test_a_full_disk_leaves_the_old_files(tiny_checkpoint, exported, old, tmp_pa
 
 
 @pytest.fixture
-def interrupted(demo, manifest, tmp_path):
-    """Start a command on endless recordings, send a signal when it calibrates; exit code, stderr.
-
-    It leaves all files as they were.
-    """
+def endless(demo, manifest, tmp_path):
+    """Start a command, in a session of its own, on more recordings than anyone waits for."""
     clips = [(clip.path, "calib", clip.label) for clip in demo.of("calib")]
-    one = next(iter(demo.of("eval")))
-    data = manifest(("path", "set", "label"), *clips * 100, (one.path, "eval", one.label))
+    data = manifest(("path", "set", "label"), *clips * 300, (clips[0][0], "eval", "yes"))
     temporary = tmp_path / "temporary"
     temporary.mkdir()
+    started = []
 
-    def run(number, *args, send=os.kill, ready=reports_progress):
-        before = contents(tmp_path)
+    def start(*args):
         process = subprocess.Popen(
             [sys.executable, "-c", START, *args, "--data", data],
             stdout=subprocess.PIPE,
@@ -548,18 +545,15 @@ def interrupted(demo, manifest, tmp_path):
             start_new_session=True,
             env=os.environ | {"TMPDIR": str(temporary), "FORCE_COLOR": "1"},  # bars that move
         )
-        try:
-            ready(process)
-            assert contents(tmp_path) != before  # it is writing
-            send(process.pid, number)
-            stdout, stderr = process.communicate(timeout=30)
-        finally:
-            process.kill()
-        assert stdout == b""
-        assert contents(tmp_path) == before
-        return process.returncode, stderr.decode()
+        started.append(process)
+        return process
 
-    return run
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
 
 
 def reports_progress(process):
@@ -569,42 +563,91 @@ def reports_progress(process):
         assert piece, seen
 
 
-def has_workers(process):
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    if not children.exists():
-        pytest.skip("needs Linux")
-    while len(children.read_text().split()) < 3:  # the resource tracker is one
+def starts_workers(process):
+    while len(workers_of(process)) < 2:
         assert process.poll() is None
+        time.sleep(0.001)
+
+
+def has_workers_that_import(process):
+    starts_workers(process)
+    while not all("numpy" in (w / "maps").read_text() for w in workers_of(process)):
+        assert process.poll() is None
+        time.sleep(0.001)
+
+
+def workers_of(process):
+    children = [
+        Path("/proc", child)
+        for listed in Path(f"/proc/{process.pid}/task").glob("*/children")
+        for child in listed.read_text().split()
+    ]
+    return [child for child in children if b"spawn_main" in (child / "cmdline").read_bytes()]
+
+
+def is_running(process):
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 STOPS = pytest.mark.parametrize(
     ("number", "code", "last"), [(signal.SIGINT, 1, "Aborted!\n"), (signal.SIGTERM, 143, "")]
 )
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 
 
 @STOPS
 def test_an_export_that_is_stopped_leaves_the_older_one(
-    interrupted, kws12_checkpoint, exported, tmp_path, number, code, last
+    endless, kws12_checkpoint, exported, tmp_path, number, code, last
 ):
     out = tmp_path / "older"
     shutil.copytree(exported, out)
-    found, stderr = interrupted(number, "export", kws12_checkpoint, "--out", out)
-    assert found == code
+    before = contents(tmp_path)
+    process = endless("export", kws12_checkpoint, "--out", out)
+    reports_progress(process)
+    assert contents(tmp_path) != before  # it is writing
+    process.send_signal(number)
+    stdout, stderr = (text.decode() for text in process.communicate(timeout=30))
+    assert (process.returncode, stdout) == (code, "")
     assert stderr.endswith(last)
     assert "Traceback" not in stderr
+    assert contents(tmp_path) == before
 
 
+@needs_proc
 @STOPS
-@pytest.mark.parametrize("ready", [has_workers, reports_progress])
+@pytest.mark.parametrize("moment", [starts_workers, has_workers_that_import, reports_progress])
 def test_a_stop_of_all_processes_is_answered_once(
-    interrupted, exported, old, number, code, last, ready
+    endless, exported, old, tmp_path, number, code, last, moment
 ):
+    before = contents(tmp_path)
     graph, out = exported / "model.fp32.onnx", old / "ranges.json"
-    args = ["calibrate", graph, "--out", out, "--workers", "2"]
-    found, stderr = interrupted(number, *args, send=os.killpg, ready=ready)
-    assert found == code
+    process = endless("calibrate", graph, "--out", out, "--workers", "2")
+    moment(process)
+    os.killpg(process.pid, number)  # as Ctrl-C and `timeout` do
+    stdout, stderr = (text.decode() for text in process.communicate(timeout=30))
+    assert (process.returncode, stdout) == (code, "")
     assert stderr.endswith(last)
     assert "Traceback" not in stderr
+    assert contents(tmp_path) == before
+
+
+@needs_proc
+def test_workers_end_with_their_parent(endless, exported, old):
+    graph, out = exported / "model.fp32.onnx", old / "ranges.json"
+    process = endless("calibrate", graph, "--out", out, "--workers", "2")
+    reports_progress(process)
+    workers = workers_of(process)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate(timeout=30)  # until the last one that writes to it has ended
+    deadline = time.monotonic() + 30
+    while any(map(is_running, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert out.read_text() == "the old ranges.json"
 
 
 # Calibration and quantization.
