@@ -28,7 +28,7 @@ _CANDIDATES = 128  # thresholds tried by mse, evenly up to the largest value
 class CalibrateConfig:
     """How ranges are chosen, and how many recordings there must be."""
 
-    method: Method = "percentile"
+    method: Method = "entropy"
     percentile: float = 99.99
     min_clips: int = MIN_CLIPS
     workers: int = 1

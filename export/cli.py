@@ -30,7 +30,7 @@ from cnngru_edge.models.errors import AudioError, BackendMissing, EdgeError, Ses
 from cnngru_edge.runtime.stream import FLUSH_S
 
 FILE = click.Path(path_type=Path)
-_EXTRA = {"torch", "torchaudio", "onnx", "onnx_ir", "safetensors"}
+_EXTRA = {"torch", "torchaudio", "onnx", "onnx_ir", "safetensors", "scipy"}
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
 data_option = click.option(

@@ -1,7 +1,6 @@
 """Two artefacts on the same labelled recordings: accuracies, agreement, the clips that flipped."""
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from cnngru_edge.runtime.stream import clip_logits
 
 MAX_DROP = 0.5
 """Percentage points of accuracy that quantization may cost."""
+
+_SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,24 @@ class Comparison:
     max_drop: float
 
     @property
-    def passed(self) -> bool:
-        """Whether the candidate loses no more than `max_drop`, or a single clip."""
+    def verdict(self) -> str:
+        """`equal`: no more was lost than `max_drop`; `worse`: more, and not by chance.
+
+        `not enough data`: more, but of so few clips that a candidate which really loses `max_drop`
+        would often do so too (exact binomial test, one-sided, 5 %).
+        """
         lost = round(-self.delta / 100 * self.clips)
-        return lost <= max(1, math.floor(self.max_drop / 100 * self.clips + 1e-9))
+        if lost <= self.max_drop / 100 * self.clips:
+            return "equal"
+        from scipy.stats import binom  # not on a device, which can compare all the same
+
+        chance = binom.sf(lost - 1, self.clips, self.max_drop / 100)
+        return "not enough data" if chance > _SIGNIFICANCE else "worse"
 
     @property
-    def verdict(self) -> str:
-        """`equal` or `worse`."""
-        return "equal" if self.passed else "worse"
+    def passed(self) -> bool:
+        """Whether the candidate is not shown to be worse."""
+        return self.verdict != "worse"
 
 
 def compare(
