@@ -61,6 +61,10 @@ def test_onnx_runtime_folds_the_kernel_when_it_loads(exported, tmp_path):
     assert not {"Range", "Mod"} & {node.op_type for node in nodes}
 
 
+# The last bit of a float can round to the next of 255 steps, which the layers after it pass on.
+TOLERANCE = {"model.fp32.onnx": 1e-5, "model.int8.onnx": 0.05}
+
+
 @pytest.mark.parametrize("name", ["model.fp32.onnx", "model.int8.onnx"])
 @pytest.mark.parametrize("frames", [1, 3], ids="{} frames".format)
 def test_chunks_give_what_the_whole_clip_gives(exported, demo, name, frames):
@@ -72,7 +76,7 @@ def test_chunks_give_what_the_whole_clip_gives(exported, demo, name, frames):
             parts = [stream.push(samples[None, i : i + step]) for i in range(0, 15_360, step)]
             found = np.concatenate(parts, axis=1)[0]
             whole = clip_logits(session, samples)[: len(found)]  # and the flush after it
-            np.testing.assert_allclose(found, whole, atol=1e-5)
+            np.testing.assert_allclose(found, whole, rtol=0, atol=TOLERANCE[name])
 
 
 @pytest.mark.parametrize("name", ["model.fp32.onnx", "model.int8.onnx"])
@@ -81,7 +85,8 @@ def test_streams_side_by_side_do_not_touch_each_other(exported, demo, name):
     with open_session(exported / name) as session:
         together = Stream(session, batch=len(clips)).push(np.stack(clips))
         for row, clip in zip(together, clips, strict=True):
-            np.testing.assert_allclose(row, clip_logits(session, clip)[: len(row)], atol=1e-5)
+            alone = clip_logits(session, clip)[: len(row)]
+            np.testing.assert_allclose(row, alone, rtol=0, atol=TOLERANCE[name])
 
 
 def test_the_same_model_gives_the_same_file(tiny, tmp_path):
