@@ -420,6 +420,8 @@ def _advance(bar: Progress) -> Callable[[str, int, int], None]:
 
 def _report_skipped(errors: Sequence[AudioError]) -> None:
     """Name the recordings that were left out; having any is a failure, after all else is done."""
+    if len(errors) == 1:
+        raise errors[0]
     for error in errors:
         click.echo(f"skipped {error}", err=True)
     if errors:

@@ -231,15 +231,24 @@ def test_a_bad_recording_is_named_and_the_others_are_answered(
     alone, among = cli(*run, bad), cli(*run, good[0], bad, good[1])
     for result in (alone, among):
         assert result.exit_code == 1
-        lines = f"skipped {re.escape(str(bad))}: {message}\n"
-        assert re.fullmatch(f"{lines}Error: recordings left out: 1, see above\n", result.stderr)
+        assert re.fullmatch(f"Error: {re.escape(str(bad))}: {message}\n", result.stderr)
     assert alone.stdout == ""
     assert [line.split()[0] for line in among.stdout.splitlines()] == [str(path) for path in good]
 
 
+def test_several_bad_recordings_are_named_and_counted(cli, exported, tmp_path):
+    missing = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    result = cli("run", "--engine", exported / "model.int8.onnx", *missing)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"skipped {missing[0]}: no such file\nskipped {missing[1]}: no such file\n"
+        "Error: recordings left out: 2, see above\n"
+    )
+
+
 def test_a_folder_is_no_recording(cli, exported, tmp_path):
     result = cli("run", "--engine", exported / "model.int8.onnx", tmp_path)
-    assert result.stderr.startswith(f"skipped {tmp_path}: no such file\n")
+    assert result.stderr == f"Error: {tmp_path}: no such file\n"
     assert result.exit_code == 1
 
 
@@ -728,9 +737,7 @@ def test_a_bad_recording_is_left_out_of_the_ranges(cli, tiny_onnx, loose, tmp_pa
     ranges = json.loads(out.read_text())
     assert ranges["clips"] == 119
     assert result.stdout == f"{out}: {len(ranges['tensors'])} tensors, 119 clips, entropy\n"
-    assert re.fullmatch(
-        f"skipped {bad}: {UNREADABLE}\nError: recordings left out: 1, see above\n", result.stderr
-    )
+    assert re.fullmatch(f"Error: {bad}: {UNREADABLE}\n", result.stderr)
     assert result.exit_code == 1
 
 
