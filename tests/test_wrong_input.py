@@ -609,6 +609,13 @@ STOPS = pytest.mark.parametrize(
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
 
 
+def assert_stopped(process, code, last):
+    stdout, stderr = (text.decode() for text in process.communicate(timeout=30))
+    assert (process.returncode, stdout) == (code, "")
+    assert stderr.endswith(last)
+    assert "Traceback" not in stderr
+
+
 @STOPS
 def test_an_export_that_is_stopped_leaves_the_older_one(
     endless, kws12_checkpoint, exported, tmp_path, number, code, last
@@ -620,10 +627,7 @@ def test_an_export_that_is_stopped_leaves_the_older_one(
     reports_progress(process)
     assert contents(tmp_path) != before  # it is writing
     process.send_signal(number)
-    stdout, stderr = (text.decode() for text in process.communicate(timeout=30))
-    assert (process.returncode, stdout) == (code, "")
-    assert stderr.endswith(last)
-    assert "Traceback" not in stderr
+    assert_stopped(process, code, last)
     assert contents(tmp_path) == before
 
 
@@ -638,10 +642,7 @@ def test_a_stop_of_all_processes_is_answered_once(
     process = endless("calibrate", graph, "--out", out, "--workers", "2")
     moment(process)
     os.killpg(process.pid, number)  # as Ctrl-C and `timeout` do
-    stdout, stderr = (text.decode() for text in process.communicate(timeout=30))
-    assert (process.returncode, stdout) == (code, "")
-    assert stderr.endswith(last)
-    assert "Traceback" not in stderr
+    assert_stopped(process, code, last)
     assert contents(tmp_path) == before
 
 
