@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from onnx_ir.passes import common
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
+from cnngru_edge.export.integer import named
 from cnngru_edge.export.torchscript import example_inputs
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.cnn_gru import CnnGru
@@ -50,10 +52,11 @@ def export_onnx(model: CnnGru, path: Path) -> None:
         )
     graph = ir.from_proto(onnx.load_from_string(buffer.getvalue()))
     tidy(graph)
+    copy_leading_dimensions(graph)
     # Shape inference cannot see that a chunk shorter than its context leaves the state's size.
     for value, state in zip(graph.graph.outputs[1:], states, strict=True):
         value.shape = ir.Shape(("N", *state.shape))
-    look_up_dft_kernel(graph, model.log_mel)
+    compute_frontend_constants(graph, model.log_mel)
     graph.metadata_props.update({METADATA_KEY: model.spec.to_json(), PRECISION_KEY: "fp32"})
     save(graph, path)
 
@@ -107,9 +110,56 @@ def tidy(graph: ir.Model) -> None:
     passes(graph)
     roles = {"GRU": (None, "W", "R", "B"), "MatMul": (None, "weight")}
     for node in graph.graph:
+        if (node.name or "").startswith(FRONTEND_NODES):
+            continue
         for role, value in zip(roles.get(node.op_type, ()), node.inputs, strict=False):
             if role and value is not None and value.is_initializer():
                 rename_initializer(graph.graph, value, f"{module_of(node)}.{role}")
+
+
+def copy_leading_dimensions(graph: ir.Model) -> None:
+    """Let a Reshape keep its input's leading dimensions by a 0, where it reads them off a Shape.
+
+    A target of constants saves three nodes a time, and a builder then knows the other dimensions.
+    """
+    for node in list(graph.graph):
+        target = node.inputs[1].producer() if node.op_type == "Reshape" and node.inputs[1] else None
+        if target is None or target.op_type != "Concat":
+            continue
+        dimensions: list[int] = []
+        for part in target.inputs:
+            assert part is not None
+            if part.const_value is not None:
+                dimensions += part.const_value.numpy().tolist()
+            else:
+                dimensions += [0] * _leading_dimensions(part, node.inputs[0], len(dimensions))
+        name = f"{node.name}_shape"
+        shape = ir.Value(name=name, const_value=ir.tensor(np.array(dimensions, np.int64)))
+        graph.graph.register_initializer(shape)
+        node.replace_input_with(1, shape)
+    common.RemoveUnusedNodesPass()(graph)
+
+
+def _leading_dimensions(part: ir.Value, data: ir.Value | None, position: int) -> int:
+    """How many dimensions of `data` a part of a shape holds: [x.shape[0]], or x.shape[:n]."""
+    node = part.producer()
+    if node is not None and node.op_type == "Unsqueeze" and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    assert node is not None
+    shape, index = node.inputs[:2]
+    assert shape is not None
+    assert index is not None
+    assert index.const_value is not None
+    source = shape.producer()
+    same = source is not None and source.op_type == "Shape" and source.inputs[0] is data
+    if not same or index.const_value.numpy().item() != position:
+        raise ExportError(f"{part.name}: a Reshape to something else than its input's dimensions")
+    if node.op_type == "Gather":
+        return 1
+    end = node.inputs[2]
+    assert end is not None
+    assert end.const_value is not None
+    return int(end.const_value.numpy().item())
 
 
 def rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:
@@ -121,42 +171,53 @@ def rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:
         graph.initializers[name] = value
 
 
-def look_up_dft_kernel(graph: ir.Model, log_mel: LogMel) -> None:
-    """Replace the DFT kernel (1 MB at n_fft 512) by its look-up in one period of a cosine.
+def compute_frontend_constants(graph: ir.Model, log_mel: LogMel) -> None:
+    """Replace the DFT and mel matrices (0.5 MB at n_fft 512) by nodes that compute them.
 
-    The same arithmetic as `LogMel.dft_kernel`, in nodes that a runtime folds as it loads them.
+    From a few KB of constants, in float operators that every target has; a runtime folds them when
+    it loads the graph. Angles are reduced to half a turn first, so that single precision is enough.
     """
-    conv = next(node for node in graph.graph if node.name == f"{FRONTEND_NODES}Conv")
-    kernel = conv.inputs[1]
-    assert kernel is not None
-    n_fft = log_mel.spec.n_fft
-    bins = n_fft // 2 + 1
+    spec = log_mel.spec
+    bins = np.arange(spec.n_fft // 2 + 1, dtype=np.float32)
+    samples = np.arange(log_mel.half, dtype=np.float32)[:, None]
+    first, last = (2595 * math.log10(1 + f / 700) for f in (spec.f_min, spec.f_max))
+    # Rounded where torchaudio rounds: next to a loud bin, an edge's last bit can be seen.
+    edges = 700 * (10 ** (torch.linspace(first, last, spec.n_mels + 2) / 2595) - 1)
     tape = ir.tape.Tape(graph.graph)
 
     def constant(name: str, value: npt.ArrayLike) -> ir.Value:
-        return tape.initializer(ir.tensor(np.asarray(value)), name=f"log_mel.{name}")
+        return tape.initializer(ir.tensor(np.asarray(value, np.float32)), name=f"log_mel.{name}")
 
     def node(op: str, *inputs: ir.Value) -> ir.Value:
-        value = tape.op(op, inputs)
-        value.name = f"{FRONTEND_NODES}kernel/{op}_{len(tape.nodes)}"
-        return value
+        name = f"{FRONTEND_NODES}constants/{op}_{len(tape.nodes)}"
+        return named(tape.op(op, inputs), name)
 
-    zero, one = constant("zero", 0), constant("one", 1)
-    period = constant("n_fft", n_fft)
-    k = node("Range", zero, constant("bins", bins), one)
-    n = node("Range", zero, period, one)
-    column = node("Unsqueeze", k, constant("column", [1]))
-    cosine_phase = node("Mod", node("Mul", column, n), period)
-    quarter = constant("three_quarters", 3 * n_fft // 4)
-    sine_phase = node("Mod", node("Add", cosine_phase, quarter), period)
-    phase = tape.op("Concat", [cosine_phase, sine_phase], {"axis": 0})
-    phase.name = f"{FRONTEND_NODES}kernel/phase"
-    table = constant("cosine", log_mel.cosine.numpy())
-    basis = node("Mul", node("Gather", table, phase), constant("window", log_mel.window.numpy()))
-    looked_up = node("Unsqueeze", basis, constant("channel", [1]))
-    for made in tape.nodes:
-        made.name = made.outputs[0].name
-    graph.graph.insert_before(conv, tape.nodes)
-    conv.replace_input_with(1, looked_up)
-    assert kernel.name is not None
-    graph.graph.initializers.pop(kernel.name, None)
+    period = constant("n_fft", spec.n_fft)
+    turns = node("Mul", constant("samples", samples), constant("bins", bins))
+    whole_turns = node("Mul", node("Round", node("Div", turns, period)), period)
+    step = constant("angle", 2 * math.pi / spec.n_fft)
+    angle = node("Mul", node("Sub", turns, whole_turns), step)
+    weights = np.ones_like(samples)
+    weights[0] = 0.5  # as in LogMel
+    cosine = node("Mul", node("Cos", angle), constant("weights", weights))
+    frequency = constant("frequencies", bins[:, None] * (spec.sample_rate / spec.n_fft))
+    low, centre, high = (
+        constant(name, edges[i : i + spec.n_mels].numpy())
+        for i, name in enumerate(("mel_low", "mel_centre", "mel_high"))
+    )
+    rising = node("Div", node("Sub", frequency, low), node("Sub", centre, low))
+    falling = node("Div", node("Sub", high, frequency), node("Sub", high, centre))
+    mel = node("Relu", node("Min", rising, falling))
+    sine = node("Sin", angle)
+    products = [
+        made
+        for made in graph.graph
+        if made.op_type == "MatMul" and (made.name or "").startswith(FRONTEND_NODES)
+    ]
+    for product, matrix in zip(products, (cosine, sine, mel), strict=True):
+        stored = product.inputs[1]
+        assert stored is not None
+        assert stored.name is not None
+        product.replace_input_with(1, matrix)
+        del graph.graph.initializers[stored.name]
+    graph.graph.insert_before(graph.graph[0], tape.nodes)
