@@ -1,5 +1,6 @@
 """QuantizeLinear and DequantizeLinear as ONNX defines them: the numbers and the nodes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,30 +8,52 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.calibration.ranges import Range
 
+LAYOUT = frozenset({"Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that move values and change none: quantized or not, one scale before and after."""
+
 Floats = npt.NDArray[np.float32]
+RangeOf = Callable[[ir.Value], Range]
 _LARGEST = 127  # int8 without -128, so that a weight and its negative round alike
 _BIAS_LIMIT = 2**30  # half of an int32, which leaves room for the sum that the bias is added to
 
 
 @dataclass(frozen=True)
 class Affine:
-    """uint8 quantization of an activation: value = scale * (q - zero_point)."""
+    """8-bit quantization of an activation: value = scale * (q - zero_point)."""
 
-    scale: np.float32
-    zero_point: np.uint8
+    scale: np.floating[Any]
+    zero_point: np.uint8 | np.int8
 
 
-def activation_affine(values: Range) -> Affine:
+def weighted_nodes(model: ir.Model) -> list[ir.Node]:
+    """Convolutions and products with a constant, outside the front-end, loops' bodies included."""
+    return [
+        node
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        if node.op_type in {"Conv", "MatMul"}
+        and not (node.name or "").startswith(FRONTEND_NODES)
+        and node.inputs[1] is not None
+        and node.inputs[1].is_initializer()
+    ]
+
+
+def unsigned_affine(values: Range) -> Affine:
     """uint8 for x86: all 255 steps where nothing is negative, else symmetric about 128.
 
     Clipping at zero point 0 is a ReLU, which a runtime then leaves out.
     """
     if values.low >= 0:
         return Affine(np.float32(_positive(values.high) / 255), np.uint8(0))
+    return Affine(symmetric_affine(values).scale, np.uint8(128))
+
+
+def symmetric_affine(values: Range) -> Affine:
+    """int8 about zero, the only kind that TensorRT has."""
     amax = max(-values.low, values.high)
-    return Affine(np.float32(_positive(amax) / _LARGEST), np.uint8(128))
+    return Affine(np.float32(_positive(amax) / _LARGEST), np.int8(0))
 
 
 def quantize(
@@ -54,13 +77,13 @@ def weight_scales(weight: Floats, axis: int) -> Floats:
 def quantized(tape: ir.tape.Tape, value: ir.Value, affine: Affine) -> ir.Value:
     """`value` through a QuantizeLinear."""
     name = f"{value.name}_quantized"
-    return named(tape.op("QuantizeLinear", [value, *_parameters(tape, name, affine)]), name)
+    return named(tape.op("QuantizeLinear", [value, *parameters(tape, name, affine)]), name)
 
 
 def dequantized(tape: ir.tape.Tape, value: ir.Value, affine: Affine, name: str) -> ir.Value:
-    """A uint8 value through a DequantizeLinear."""
+    """An 8-bit value through a DequantizeLinear."""
     name = f"{name}_dequantized"
-    return named(tape.op("DequantizeLinear", [value, *_parameters(tape, name, affine)]), name)
+    return named(tape.op("DequantizeLinear", [value, *parameters(tape, name, affine)]), name)
 
 
 def dequantized_weight(
@@ -105,7 +128,7 @@ def values_of(value: ir.Value) -> Floats:
     return value.const_value.numpy()
 
 
-def _parameters(tape: ir.tape.Tape, name: str, affine: Affine) -> tuple[ir.Value, ir.Value]:
+def parameters(tape: ir.tape.Tape, name: str, affine: Affine) -> tuple[ir.Value, ir.Value]:
     scale = tape.initializer(ir.tensor(affine.scale), name=f"{name}_scale")
     return scale, tape.initializer(ir.tensor(affine.zero_point), name=f"{name}_zero_point")
 
@@ -115,7 +138,7 @@ def affine_of(dequantize: ir.Node) -> Affine:
     _, scale, zero_point = dequantize.inputs
     assert scale is not None
     assert zero_point is not None
-    return Affine(np.float32(values_of(scale)), np.uint8(values_of(zero_point)))
+    return Affine(np.float32(values_of(scale)), np.asarray(values_of(zero_point))[()])
 
 
 def named(value: ir.Value, name: str) -> ir.Value:

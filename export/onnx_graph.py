@@ -19,7 +19,7 @@ from cnngru_edge.export.torchscript import example_inputs
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import ExportError
-from cnngru_edge.models.frontend import LogMel
+from cnngru_edge.models.frontend import LogMel, half_window
 from cnngru_edge.models.spec import METADATA_KEY
 from cnngru_edge.runtime.session import PRECISION_KEY
 
@@ -162,6 +162,14 @@ def _leading_dimensions(part: ir.Value, data: ir.Value | None, position: int) ->
     return int(end.const_value.numpy().item())
 
 
+def replace_value(value: ir.Value, other: ir.Value) -> None:
+    """Let all that read `value` read `other`, which takes its name where that is the graph's."""
+    if value.is_graph_output():
+        other.name, other.type, other.shape = value.name, value.type, value.shape
+        value.name = f"{value.name}_replaced"
+    ir.convenience.replace_all_uses_with(value, other, replace_graph_outputs=True)
+
+
 def rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:
     """Give an initializer another name, unless another one has it."""
     if name not in graph.initializers:
@@ -179,7 +187,7 @@ def compute_frontend_constants(graph: ir.Model, log_mel: LogMel) -> None:
     """
     spec = log_mel.spec
     bins = np.arange(spec.n_fft // 2 + 1, dtype=np.float32)
-    samples = np.arange(log_mel.half, dtype=np.float32)[:, None]
+    offsets, weights = (values[:, None].numpy() for values in half_window(spec))
     first, last = (2595 * math.log10(1 + f / 700) for f in (spec.f_min, spec.f_max))
     # Rounded where torchaudio rounds: next to a loud bin, an edge's last bit can be seen.
     edges = 700 * (10 ** (torch.linspace(first, last, spec.n_mels + 2) / 2595) - 1)
@@ -193,13 +201,13 @@ def compute_frontend_constants(graph: ir.Model, log_mel: LogMel) -> None:
         return named(tape.op(op, inputs), name)
 
     period = constant("n_fft", spec.n_fft)
-    turns = node("Mul", constant("samples", samples), constant("bins", bins))
+    turns = node("Mul", constant("offsets", offsets), constant("bins", bins))
     whole_turns = node("Mul", node("Round", node("Div", turns, period)), period)
     step = constant("angle", 2 * math.pi / spec.n_fft)
     angle = node("Mul", node("Sub", turns, whole_turns), step)
-    weights = np.ones_like(samples)
-    weights[0] = 0.5  # as in LogMel
-    cosine = node("Mul", node("Cos", angle), constant("weights", weights))
+    window = constant("window", weights)
+    cosine = node("Mul", node("Cos", angle), window)
+    sine = node("Mul", node("Sin", angle), window)
     frequency = constant("frequencies", bins[:, None] * (spec.sample_rate / spec.n_fft))
     low, centre, high = (
         constant(name, edges[i : i + spec.n_mels].numpy())
@@ -208,7 +216,6 @@ def compute_frontend_constants(graph: ir.Model, log_mel: LogMel) -> None:
     rising = node("Div", node("Sub", frequency, low), node("Sub", centre, low))
     falling = node("Div", node("Sub", high, frequency), node("Sub", high, centre))
     mel = node("Relu", node("Min", rising, falling))
-    sine = node("Sin", angle)
     products = [
         made
         for made in graph.graph

@@ -1,108 +1,103 @@
-"""INT8 for ONNX Runtime on a CPU: QuantizeLinear and DequantizeLinear put into the float graph."""
+"""INT8 of a float graph: the plan that all targets share, and one lowering for each target."""
 
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from cnngru_edge.calibration.collect import FRONTEND_NODES, WEIGHTED, activated
 from cnngru_edge.calibration.ranges import Range, Ranges
-from cnngru_edge.export import integer, onnx_graph, recurrent
+from cnngru_edge.export import lint, onnx_graph, quantize_cpu, quantize_tensorrt
+from cnngru_edge.export.integer import LAYOUT
+from cnngru_edge.export.recurrent import HIDDEN, lower_grus
 from cnngru_edge.models.errors import CalibrationError, ExportError
+from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
 from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY
 
-HIDDEN_RANGE = Range(-1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 0.0)
-"""Of a GRU's output, whatever the data: it is a mean of tanh values and of itself."""
+CPU = "cpu"
+TARGETS = {
+    CPU: None,
+    lint.TENSORRT.name: lint.TENSORRT,
+    lint.TENSORRT_FP16.name: lint.TENSORRT_FP16,
+}
+"""What a graph can be quantized for, and the rules that a builder for it has."""
 
-_WEIGHT_AXIS = {"Conv": 0, "MatMul": 1}  # output channels
+MAX_FRAMES = 8
+"""Of a graph without loops: the most that TensorRT's compiler unrolls by itself as well."""
+
+_HIDDEN_RANGE = Range(-1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 0.0)
 
 
-def quantize_onnx(source: Path, ranges: Path, target: Path) -> None:
+def quantize_onnx(
+    source: Path, ranges: Path, out: Path, target: str = CPU, frames: int | None = None
+) -> None:
     """Write the INT8 form of a float graph, with the ranges that were calibrated on it.
 
-    Convolutions and linear layers compute in integers, with uint8 activations and int8 weights per
-    channel; the GRU keeps its float operator and gets INT8 weights; the front-end stays float.
+    Every convolution and linear layer and both products of every GRU are in INT8; the front-end
+    stays FP32.
+
+    Args:
+        source: a float ONNX file of ours.
+        ranges: its ranges.
+        out: the file to write.
+        target: one of TARGETS.
+        frames: None for any length of audio; a number T (1 to MAX_FRAMES) for a graph that takes
+            exactly T output frames of one stream at a time, the cell written out T times.
 
     Raises:
         CalibrationError: the ranges are of another graph.
-        ExportError: the source is not a float graph of ours.
+        ExportError: the source is not a float graph of ours, or the result breaks a rule of its
+            target.
     """
-    graph = onnx_graph.load(source)
-    if graph.metadata_props.get(PRECISION_KEY) != "fp32":
+    model = onnx_graph.load(source)
+    if model.metadata_props.get(PRECISION_KEY) != "fp32":
         raise ExportError(f"{source}: already quantized; give the float graph")
     sha256 = onnx_graph.file_sha256(source)
-    quantize_graph(graph, Ranges.load(ranges, sha256))
-    graph.metadata_props.update({PRECISION_KEY: "int8", SOURCE_KEY: sha256})
-    onnx_graph.save(graph, target)
+    quantize_model(model, Ranges.load(ranges, sha256), target, frames)
+    model.metadata_props.update({PRECISION_KEY: "int8", SOURCE_KEY: sha256})
+    onnx_graph.save(model, out)
 
 
-def quantize_graph(graph: ir.Model, ranges: Ranges) -> None:
-    """Quantize in place every weighted operator outside the front-end, in the graph's order."""
-    for node in list(graph.graph):
-        if node.op_type not in WEIGHTED or (node.name or "").startswith(FRONTEND_NODES):
-            continue
-        tape = ir.tape.Tape(graph.graph)
-        if node.op_type == "GRU":
-            recurrent.quantize_gru_weights(tape, node)
-        else:
-            _quantize_product(tape, node, ranges)
-        graph.graph.insert_before(node, tape.nodes)
-    common.RemoveUnusedNodesPass()(graph)
-    common.TopologicalSortPass()(graph)
-
-
-def _quantize_product(tape: ir.tape.Tape, node: ir.Node, ranges: Ranges) -> None:
-    data, weight = node.inputs[0], node.inputs[1]
-    assert data is not None
-    assert weight is not None
-    affine = _quantize_data(tape, data, ranges)
-    axis = _WEIGHT_AXIS[node.op_type]
-    scales = integer.weight_scales(integer.values_of(weight), axis)
-    if len(node.inputs) > 2 and (bias := node.inputs[2]) is not None:
-        scales = integer.scales_that_hold(scales, bias, affine.scale)
-        node.replace_input_with(2, integer.dequantized_bias(tape, bias, affine.scale, scales))
-    node.replace_input_with(1, integer.dequantized_weight(tape, weight, axis, scales))
-    if node.op_type == "Conv":
-        # Quantized in and out, a convolution is one integer operator. A linear layer is without
-        # it, and logits are better not rounded.
-        written = activated(node.outputs[0])
-        affine = integer.activation_affine(_range_of(written, ranges))
-        _replace(written, integer.quantized(tape, written, affine), affine, tape)
-
-
-def _quantize_data(tape: ir.tape.Tape, data: ir.Value, ranges: Ranges) -> integer.Affine:
-    """Put a pair on what an operator reads, unless its parts are quantized already."""
-    concat = data.producer()
-    if concat is not None and concat.op_type == "Concat":
-        context, fresh = concat.inputs
-        assert context is not None
-        assert fresh is not None
-        dequantize = fresh.producer()
-        if dequantize is not None and dequantize.op_type == "DequantizeLinear":
-            # The context is the past of the same tensor: one scale, and integers are joined.
-            affine = integer.affine_of(dequantize)
-            parts = [integer.quantized(tape, context, affine), dequantize.inputs[0]]
-            joined = tape.op("Concat", parts, {"axis": concat.attributes["axis"].as_int()})
-            _replace(data, integer.named(joined, f"{data.name}_quantized"), affine, tape)
-            return affine
-    affine = integer.activation_affine(_range_of(data, ranges))
-    _replace(data, integer.quantized(tape, data, affine), affine, tape)
-    return affine
-
-
-def _replace(
-    value: ir.Value, quantized: ir.Value, affine: integer.Affine, tape: ir.tape.Tape
+def quantize_model(
+    model: ir.Model, ranges: Ranges, target: str = CPU, frames: int | None = None
 ) -> None:
-    """Let all that read `value` read its quantized form instead."""
-    readers = [use for use in value.uses() if use.node is not quantized.producer()]
-    dequantized = integer.dequantized(tape, quantized, affine, f"{value.name}")
-    for reader, index in readers:
-        reader.replace_input_with(index, dequantized)
+    """Quantize a float graph in place; see `quantize_onnx`."""
+    rules = TARGETS[target]
+    if frames is not None:
+        _fix_length(model, frames)
+    lower_grus(model, frames)
+    range_of = partial(_range_of, ranges)
+    if rules is None:
+        quantize_cpu.quantize(model, range_of)
+    else:
+        quantize_tensorrt.quantize(model, range_of, half=rules.strongly_typed)
+    common.RemoveUnusedNodesPass()(model)
+    for body in model.graph.subgraphs():
+        for name in [name for name, value in body.initializers.items() if not value.uses()]:
+            del body.initializers[name]
+    common.TopologicalSortPass()(model)
+    if rules is not None:
+        lint.check(model, rules)
 
 
-def _range_of(value: ir.Value, ranges: Ranges) -> Range:
+def _fix_length(model: ir.Model, frames: int) -> None:
+    """Inputs for one stream and `frames` output frames; no dimension stays free."""
+    if not 1 <= frames <= MAX_FRAMES:
+        raise ExportError(f"a graph without loops takes 1 to {MAX_FRAMES} frames, got {frames}")
+    spec = ModelSpec.from_json(model.metadata_props[METADATA_KEY])
+    sizes = {"N": 1, "S": frames * spec.chunk_length, "T": frames}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.shape is not None
+        value.shape = ir.Shape(
+            sizes[size.value] if isinstance(size, ir.SymbolicDim) and size.value else size
+            for size in value.shape
+        )
+
+
+def _range_of(ranges: Ranges, value: ir.Value) -> Range:
+    """What a tensor's values are quantized between."""
     if _is_hidden(value):
-        return HIDDEN_RANGE
+        return _HIDDEN_RANGE
     if value.name is None or value.name not in ranges.tensors:
         raise CalibrationError(
             f"no range for the tensor {value.name!r}; calibrate this graph again"
@@ -111,8 +106,10 @@ def _range_of(value: ir.Value, ranges: Ranges) -> Range:
 
 
 def _is_hidden(value: ir.Value) -> bool:
-    """Whether a value is a GRU's output, but for its layout."""
+    """Whether a value is a GRU's hidden state, but for its layout."""
     node = value.producer()
-    while node is not None and node.op_type in {"Transpose", "Squeeze"} and node.inputs[0]:
-        node = node.inputs[0].producer()
-    return node is not None and node.op_type == "GRU"
+    while HIDDEN not in value.meta and node is not None and node.op_type in LAYOUT:
+        assert node.inputs[0] is not None
+        value = node.inputs[0]
+        node = value.producer()
+    return HIDDEN in value.meta

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from cnngru_edge.export.integer import Floats, named, values_of
-from cnngru_edge.export.onnx_graph import module_of
+from cnngru_edge.export.onnx_graph import module_of, replace_value
 from cnngru_edge.models.errors import ExportError
 
 HIDDEN = "cnngru_edge.hidden"
@@ -267,7 +267,8 @@ class _Builder:
 
     def op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         return named(
-            self.tape.op(op_type, inputs, attributes), self.name(f"{op_type}_{len(self.tape.nodes)}")
+            self.tape.op(op_type, inputs, attributes),
+            self.name(f"{op_type}_{len(self.tape.nodes)}"),
         )
 
     def ints(self, name: str, value: int | list[int]) -> ir.Value:
@@ -315,7 +316,11 @@ class _Builder:
         batch = self.tape.op("Shape", [x], {"start": 1, "end": 2})
         batch.name = self.name("batch")
         shape = self.op(
-            "Concat", self.ints("directions", [directions]), batch, self.ints("size", [size]), axis=0
+            "Concat",
+            self.ints("directions", [directions]),
+            batch,
+            self.ints("size", [size]),
+            axis=0,
         )
         return self.op("ConstantOfShape", shape)
 
@@ -329,8 +334,8 @@ def _replace(value: ir.Value, lowered: ir.Value) -> None:
         if axis is not None and _removes(reader, int(values_of(axis).item())):
             plain = step.inputs[0]
             assert plain is not None
-            _take_over(reader.outputs[0], plain)
-    _take_over(value, lowered)
+            replace_value(reader.outputs[0], plain)
+    replace_value(value, lowered)
 
 
 def _removes(node: ir.Node, axis: int) -> bool:
@@ -353,11 +358,3 @@ def _without_axis(value: ir.Value, axis: int) -> ir.Value | None:
     assert axes is not None
     is_same = axes.const_value is not None and np.array_equal(values_of(axes), [axis])
     return node.inputs[0] if is_same else None
-
-
-def _take_over(value: ir.Value, other: ir.Value) -> None:
-    """Let `other` stand for `value`, with its name where that is the graph's."""
-    if value.is_graph_output():
-        other.name, other.type, other.shape = value.name, value.type, value.shape
-        value.name = f"{value.name}_replaced"
-    ir.convenience.replace_all_uses_with(value, other, replace_graph_outputs=True)

@@ -63,9 +63,7 @@ class CnnGru(nn.Module):
         )
         # One module a layer: each has its own state, its own name in the graph, its own ranges.
         self.grus = nn.ModuleList(
-            nn.GRU(
-                spec.hidden_size if i else spec.gru_input_size, spec.hidden_size, batch_first=True
-            )
+            nn.GRU(spec.hidden_size if i else spec.gru_input_size, spec.hidden_size)
             for i in range(spec.num_layers)
         )
         self.dropout = nn.Dropout(dropout)
@@ -91,11 +89,11 @@ class CnnGru(nn.Module):
             x, context = block(x, next(carried) if block.context else None)
             if context is not None:
                 state_next.append(context)
-        x = x.transpose(1, 2).flatten(2)  # (N, T, channels * F)
+        x = x.transpose(1, 2).flatten(2).transpose(0, 1)  # (T, N, channels * F), as GRUs read it
         for gru in self.grus:
             x, hidden = gru(self.dropout(x), next(carried)[None])
             state_next.append(hidden[0])
-        return self.head(self.dropout(x)), tuple(state_next)
+        return self.head(self.dropout(x)).transpose(0, 1), tuple(state_next)
 
     def forward(
         self, audio: Tensor, state: tuple[Tensor, ...]
