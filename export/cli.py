@@ -26,6 +26,7 @@ from rich.progress import (
 
 from cnngru_edge.calibration.ranges import METHODS, CalibrateConfig
 from cnngru_edge.export.compare import MAX_DROP
+from cnngru_edge.export.targets import CPU, MAX_FRAMES, MIN_COVERAGE
 from cnngru_edge.models.errors import AudioError, BackendMissing, EdgeError, SessionError
 from cnngru_edge.runtime.stream import FLUSH_S
 
@@ -45,6 +46,12 @@ max_drop_option = click.option(
     type=click.FloatRange(0),
     default=MAX_DROP,
     help="Percentage points of accuracy that INT8 may cost.",
+)
+min_coverage_option = click.option(
+    "--min-coverage",
+    type=click.FloatRange(0, 1),
+    default=MIN_COVERAGE,
+    help="Share of the weights that has to compute in INT8.",
 )
 
 
@@ -197,15 +204,24 @@ def train(
 @task_option
 @calibrate_options
 @max_drop_option
+@min_coverage_option
+@click.option(
+    "--chunk-frames",
+    type=click.IntRange(1, MAX_FRAMES),
+    default=1,
+    help="Output frames in a chunk of the TensorRT chunk form.",
+)
 def export(
     checkpoint: Path | None,
     out: Path,
     data: Path | None,
     task: str | None,
     max_drop: float,
+    min_coverage: float,
+    chunk_frames: int,
     **options: Any,
 ) -> None:
-    """Trace, calibrate, quantize and compare a CHECKPOINT: the whole chain, all written or nothing.
+    """Trace, calibrate, quantize, build and compare a CHECKPOINT: all is written or nothing.
 
     Without a CHECKPOINT it takes the keyword model that comes with the package.
     """
@@ -223,6 +239,8 @@ def export(
             out,
             CalibrateConfig(**options),
             max_drop=max_drop,
+            min_coverage=min_coverage,
+            chunk_frames=chunk_frames,
             progress=_advance(bar),
         )
     print_summary(report, Console())
@@ -280,14 +298,61 @@ def calibrate(graph: Path, out: Path, data: Path | None, task: str | None, **opt
 @click.argument("graph", type=FILE)
 @click.option("--ranges", type=FILE, required=True, help="Written by calibrate for this graph.")
 @click.option("--out", type=FILE, required=True, help="INT8 graph to write (.onnx).")
-def quantize(graph: Path, ranges: Path, out: Path) -> None:
-    """Write the INT8 form of a float GRAPH, for ONNX Runtime on a CPU."""
-    from cnngru_edge.export.inspection import inspect as look_inside
+@click.option(
+    "--target",
+    type=click.Choice([CPU, "tensorrt", "tensorrt-fp16"]),
+    default=CPU,
+    help="cpu: ONNX Runtime.  tensorrt: TensorRT 8.6 to 10, FP32 scales.  tensorrt-fp16: strongly "
+    "typed, TensorRT from 10.12 on and TensorRT-RTX.",
+)
+@click.option(
+    "--frames",
+    type=click.IntRange(1, MAX_FRAMES),
+    help="Take just so many output frames at a time, without a loop.  [default: any length]",
+)
+@min_coverage_option
+def quantize(
+    graph: Path,
+    ranges: Path,
+    out: Path,
+    target: str,
+    frames: int | None,
+    min_coverage: float,
+) -> None:
+    """Write the INT8 form of a float GRAPH, for ONNX Runtime on a CPU or for TensorRT."""
+    from cnngru_edge.export.inspection import coverage
     from cnngru_edge.export.quantize import quantize_onnx
 
-    quantize_onnx(graph, ranges, out)
-    share = look_inside(out)["coverage"]["weights_int8"]
-    click.echo(f"{out}: {share:.1%} of the weights in INT8, {out.stat().st_size / 1000:.0f} KB")
+    quantize_onnx(graph, ranges, out, target, frames)
+    size = f"{out.stat().st_size / 1000:.0f} KB"
+    receipt = coverage(out, target)
+    if receipt is None:
+        click.echo(f"{out}: {size}; not built, for TensorRT-RTX is not installed")
+        return
+    receipt.check(str(out), min_coverage)
+    click.echo(f"{out}: {receipt.weights_int8:.1%} of the weights in INT8, {size}")
+
+
+@main.command()
+@click.argument("graph", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Engine to write (.engine).")
+@click.option(
+    "--capability",
+    "capabilities",
+    multiple=True,
+    help="Compute capability of a GPU to build for, as 8.6; may be given several times.  "
+    "[default: 8.6, 8.9 and 12.0]",
+)
+@min_coverage_option
+def build(graph: Path, out: Path, capabilities: tuple[str, ...], min_coverage: float) -> None:
+    """Build an engine for TensorRT-RTX from an INT8 GRAPH for TensorRT; needs no GPU."""
+    from cnngru_edge.export.engine import CAPABILITIES, write_engine
+
+    receipt = write_engine(graph, out, capabilities or CAPABILITIES, min_coverage)
+    click.echo(
+        f"{out}: {receipt.weights_int8:.1%} of the weights in INT8, "
+        f"{out.stat().st_size / 1000:.0f} KB"
+    )
 
 
 @main.command()

@@ -1,79 +1,63 @@
-"""What is inside an artefact, read from the file itself."""
+"""What is inside an artefact: the file's own words, and the receipt of what became of it."""
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
+from cnngru_edge.export.coverage import Coverage, onnxruntime_coverage
+from cnngru_edge.export.engine import build_rtx, read_manifest, rtx_is_installed
+from cnngru_edge.export.onnx_graph import file_sha256
+from cnngru_edge.export.targets import CPU
+from cnngru_edge.models.errors import ExportError
+from cnngru_edge.runtime.session import TARGET_KEY, open_session
 
-from cnngru_edge.calibration.collect import FRONTEND_NODES, WEIGHTED
-from cnngru_edge.export.onnx_graph import file_sha256, load, module_of
-from cnngru_edge.runtime.session import open_session
-
-_BITS_KEPT = {"INT8": "int8", "UINT8": "int8", "FLOAT": "fp32", "FLOAT16": "fp16"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """An operator with weights, by the name of the PyTorch module that it came from."""
-
-    name: str
-    op: str
-    precision: str  # in which the weights are stored
-    weights: int
-    bytes: int
+ENGINE_SUFFIX = ".engine"
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Format, hash, inputs and outputs, spec, size and layers of a `.onnx` or `.ts` file."""
+    """Format, hash, inputs and outputs, spec, size and coverage of an artefact.
+
+    A `.onnx` is run once for its coverage, or built once if it is a graph for TensorRT; that of an
+    `.engine` is in the manifest that its build wrote. `coverage` is None where nothing can tell:
+    for TorchScript, and for a graph for TensorRT where TensorRT-RTX is not installed.
+    """
+    if path.suffix == ENGINE_SUFFIX:
+        return _inspect_engine(path)
     with open_session(path) as session:
+        target = session.metadata.get(TARGET_KEY, CPU)
         found: dict[str, Any] = {
             "format": path.suffix.removeprefix("."),
             "sha256": file_sha256(path),
             "size_bytes": path.stat().st_size,
             "backend": session.backend,
+            "target": target,
             "precision": session.precision,
             "inputs": [asdict(i) for i in session.inputs],
             "outputs": [asdict(o) for o in session.outputs],
             "spec": asdict(session.spec),
         }
-    if path.suffix == ".onnx":
-        found["coverage"] = coverage(load(path))
+    receipt = coverage(path, target) if path.suffix == ".onnx" else None
+    found["coverage"] = receipt and receipt.to_json()
     return found
 
 
-def coverage(graph: ir.Model) -> dict[str, Any]:
-    """How the weights behind the front-end are stored: layer by layer, and the INT8 share."""
-    layers = [
-        _layer(node)
-        for node in graph.graph
-        if node.op_type in WEIGHTED and not (node.name or "").startswith(FRONTEND_NODES)
-    ]
-    total = sum(layer.weights for layer in layers)
-    int8 = sum(layer.weights for layer in layers if layer.precision == "int8")
-    return {"weights_int8": int8 / total, "layers": [asdict(layer) for layer in layers]}
+def coverage(path: Path, target: str) -> Coverage | None:
+    """The receipt of an ONNX file for one of quantize.TARGETS, if it can be had here."""
+    if target == CPU:
+        return onnxruntime_coverage(path)
+    return build_rtx(path).coverage if rtx_is_installed() else None
 
 
-def _layer(node: ir.Node) -> Layer:
-    stored = [
-        _stored(value) for value in node.inputs[1 : 3 if node.op_type == "GRU" else 2] if value
-    ]
-    dtypes = {tensor.dtype.name for tensor in stored}
-    weights = sum(math.prod(tensor.shape.numpy()) for tensor in stored)
-    return Layer(
-        module_of(node),
-        node.op_type,
-        "+".join(sorted(_BITS_KEPT.get(dtype, dtype.lower()) for dtype in dtypes)),
-        weights,
-        sum(tensor.nbytes for tensor in stored),
-    )
-
-
-def _stored(value: ir.Value) -> ir.TensorProtocol:
-    """The constant behind a weight, looking through a DequantizeLinear."""
-    node = value.producer()
-    if node is not None and node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
-        value = node.inputs[0]
-    assert value.const_value is not None, f"{value.name} is no constant"
-    return value.const_value
+def _inspect_engine(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file")
+    manifest = read_manifest(path)
+    return {
+        "format": ENGINE_SUFFIX.removeprefix("."),
+        "sha256": manifest["sha256"],
+        "size_bytes": path.stat().st_size,
+        "backend": manifest["builder"],
+        "target": f"compute capability {', '.join(manifest['compute_capabilities'])}",
+        "precision": "int8",
+        **{key: manifest[key] for key in ("inputs", "outputs", "spec", "coverage")},
+    }

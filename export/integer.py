@@ -129,6 +129,7 @@ def values_of(value: ir.Value) -> Floats:
 
 
 def parameters(tape: ir.tape.Tape, name: str, affine: Affine) -> tuple[ir.Value, ir.Value]:
+    """Scale and zero point as 0-D initializers: TensorRT takes a scale of shape (1,) for none."""
     scale = tape.initializer(ir.tensor(affine.scale), name=f"{name}_scale")
     return scale, tape.initializer(ir.tensor(affine.zero_point), name=f"{name}_zero_point")
 
@@ -138,7 +139,8 @@ def affine_of(dequantize: ir.Node) -> Affine:
     _, scale, zero_point = dequantize.inputs
     assert scale is not None
     assert zero_point is not None
-    return Affine(np.float32(values_of(scale)), np.asarray(values_of(zero_point))[()])
+    kind = np.uint8 if zero_point.dtype == ir.DataType.UINT8 else np.int8
+    return Affine(np.float32(values_of(scale)), kind(values_of(zero_point)))
 
 
 def named(value: ir.Value, name: str) -> ir.Value:

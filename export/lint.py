@@ -109,7 +109,7 @@ def _ir_version(graph: ir.Model, target: Target) -> Faults:
 def _int64_io(graph: ir.Model, target: Target) -> Faults:
     """TensorRT 8.6 makes an int64 input or output int32, later ones do not (9.0 changelog)."""
     for value in (*graph.graph.inputs, *graph.graph.outputs):
-        if value.dtype == ir.DataType.INT64:
+        if _dtype(value) == "int64":
             yield f"{value.name}", "is an int64 input or output, expected float32"
 
 
@@ -162,14 +162,14 @@ def _int8_only(graph: ir.Model, target: Target) -> Faults:
     """TensorRT-RTX reads uint8 as int8 and clips at 127 without an error; 8.6 and 10.1 refuse."""
     for node in _nodes(graph, *_PAIR):
         dtype = _integer_type(node)
-        if dtype and dtype not in {ir.DataType.INT8, ir.DataType.INT32}:  # int32 is a bias's
-            yield _name(node), f"integers are {_lower(dtype)}, expected int8"
+        if dtype not in {None, "int8", "int32"}:  # int32 is a bias's
+            yield _name(node), f"integers are {dtype}, expected int8"
 
 
 def _float_bias(graph: ir.Model, target: Target) -> Faults:
     """A DequantizeLinear of int32 does not parse (TensorRT-RTX), so a bias stays float."""
     for node in _nodes(graph, "DequantizeLinear"):
-        if _integer_type(node) == ir.DataType.INT32:
+        if _integer_type(node) == "int32":
             yield _name(node), "dequantizes an int32 bias, expected a float one"
 
 
@@ -208,21 +208,27 @@ def _weight_axis(graph: ir.Model, target: Target) -> Faults:
 
 
 def _scale_dtype(graph: ir.Model, target: Target) -> Faults:
-    """8.6 reads any scale as float32; strongly typed, a DequantizeLinear has its scale's type."""
+    """8.6 reads any scale as float32; strongly typed, a DequantizeLinear has its scale's type.
+
+    A Cast after it makes no product of scales of two types: the builder fuses past the Cast.
+    """
     if not target.strongly_typed:
         for node in _nodes(graph, *_PAIR):
             scale = _dtype(node.inputs[1])
-            if scale and scale != ir.DataType.FLOAT:
-                yield _name(node), f"scale is {_lower(scale)}, expected float"
+            if scale not in {None, "float"}:
+                yield _name(node), f"scale is {scale}, expected float"
         return
     for node in _nodes(graph, "QuantizeLinear"):
         data, scale = _dtype(node.inputs[0]), _dtype(node.inputs[1])
         if data and scale and data != scale:
-            yield _name(node), f"scale is {_lower(scale)}, expected {_lower(data)} as its input is"
+            yield _name(node), f"scale is {scale}, expected {data} as its input is"
     for node in _nodes(graph, *_PRODUCTS):
-        dtypes = {_lower(dtype) for value in node.inputs if (dtype := _dtype(value))}
-        if len(dtypes) > 1:
-            yield _name(node), f"reads {' and '.join(sorted(dtypes))}, expected one type"
+        scales = [pair.inputs[1] for value in node.inputs for pair in _quantizers(value)]
+        for found, values in (("reads", node.inputs), ("has scales of", scales)):
+            dtypes = sorted({dtype for value in values if (dtype := _dtype(value))})
+            if len(dtypes) > 1:
+                yield _name(node), f"{found} {' and '.join(dtypes)}, expected one type"
+                break
 
 
 def _gru_weights(graph: ir.Model, target: Target) -> Faults:
@@ -282,22 +288,19 @@ def _constants(graph: ir.Model) -> set[ir.Value]:
 
 
 def _quantizers(value: ir.Value | None) -> Iterator[ir.Node]:
-    """The DequantizeLinear that makes a value, and the QuantizeLinear before it."""
-    for op_type in reversed(_PAIR):
+    """The DequantizeLinear that makes a value, whatever its type; the QuantizeLinear before it."""
+    for op_type in ("Cast", *reversed(_PAIR)):
         node = None if value is None else value.producer()
-        if node is None or node.op_type != op_type:
-            return
-        yield node
-        value = node.inputs[0]
+        if node is not None and node.op_type == op_type:
+            value = node.inputs[0]
+            if op_type in _PAIR:
+                yield node
 
 
 def _output_axis(product: ir.Node, rank: int) -> int:
     """The axis of a weight along which a product's outputs lie."""
-    if product.op_type == "MatMul":  # (K, N)
-        return rank - 1
-    if product.op_type == "Gemm":
-        return 0 if product.attributes.get_int("transB", 0) else 1
-    return {"Conv": 0, "ConvTranspose": 1}[product.op_type]
+    gemm = 1 - product.attributes.get_int("transB", 0)
+    return {"Conv": 0, "ConvTranspose": 1, "Gemm": gemm, "MatMul": rank - 1}[product.op_type]
 
 
 def _readers(value: ir.Value) -> Iterator[str]:
@@ -312,7 +315,7 @@ def _readers(value: ir.Value) -> Iterator[str]:
             yield use.node.op_type
 
 
-def _integer_type(node: ir.Node) -> ir.DataType | None:
+def _integer_type(node: ir.Node) -> str | None:
     """Of the integers of a pair's half: its zero point's, or what a DequantizeLinear reads."""
     zero_point = _input(node, 2)
     if zero_point is None and node.op_type == "DequantizeLinear":
@@ -320,13 +323,11 @@ def _integer_type(node: ir.Node) -> ir.DataType | None:
     return _dtype(zero_point)
 
 
-def _dtype(value: ir.Value | None) -> ir.DataType | None:
-    if value is None:
-        return None
-    node = value.producer()
+def _dtype(value: ir.Value | None) -> str | None:
+    node = None if value is None else value.producer()
     if node is not None and node.op_type == "DequantizeLinear":
         return _dtype(node.inputs[1])  # ONNX before opset 19 says float whatever the scale
-    return value.dtype
+    return None if value is None or value.dtype is None else value.dtype.name.lower()
 
 
 def _constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
@@ -341,7 +342,3 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
 
 def _name(node: ir.Node) -> str:
     return node.name or f"{node.op_type} of {node.outputs[0].name}"
-
-
-def _lower(dtype: ir.DataType) -> str:
-    return dtype.name.lower()

@@ -1,5 +1,6 @@
 """The whole chain from a checkpoint to checked artefacts, written all together or not at all."""
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,9 +12,13 @@ from cnngru_edge.calibration.collect import calibrate
 from cnngru_edge.calibration.corpus import EVAL, Clip, Corpus, calibration_clips, match_labels
 from cnngru_edge.calibration.ranges import CalibrateConfig
 from cnngru_edge.export.compare import MAX_DROP, Comparison, compare, comparison_json
+from cnngru_edge.export.coverage import Coverage, onnxruntime_coverage
+from cnngru_edge.export.engine import build_rtx, rtx_is_installed, write_engine
+from cnngru_edge.export.lint import TENSORRT, TENSORRT_FP16
 from cnngru_edge.export.onnx_graph import export_onnx
 from cnngru_edge.export.parity import Parity, check_parity
 from cnngru_edge.export.quantize import quantize_onnx
+from cnngru_edge.export.targets import MIN_COVERAGE
 from cnngru_edge.export.torchscript import export_torchscript
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.checkpoint import load_checkpoint
@@ -25,6 +30,16 @@ from cnngru_edge.runtime.audio import Samples, read_audio
 TORCHSCRIPT = "model.ts"
 FLOAT = "model.fp32.onnx"
 INT8 = "model.int8.onnx"
+TENSORRT_FORMS = {
+    # file: target, and whether it is the clip form (any length) or the chunk form (a few frames)
+    "model.int8.tensorrt.clip.onnx": (TENSORRT.name, True),
+    "model.int8.tensorrt.chunk.onnx": (TENSORRT.name, False),
+    "model.int8.tensorrt-fp16.clip.onnx": (TENSORRT_FP16.name, True),
+    "model.int8.tensorrt-fp16.chunk.onnx": (TENSORRT_FP16.name, False),
+}
+ENGINES = {"model.int8.chunk.rtx.engine": "model.int8.tensorrt-fp16.chunk.onnx"}
+"""Engine, and the graph that it is built from: streaming, in the one mode of TensorRT-RTX."""
+COVERAGE = "coverage.json"
 RANGES = "ranges.json"
 COMPARISON = "comparison.json"
 
@@ -36,7 +51,8 @@ class ExportReport:
     """What an export made, how long each stage took and what it found."""
 
     out: Path
-    comparison: Comparison | None = None
+    comparisons: dict[str, Comparison] = field(default_factory=dict)  # by the INT8 file's name
+    coverages: dict[str, Coverage] = field(default_factory=dict)
     parity: list[Parity] = field(default_factory=list)
     errors: list[AudioError] = field(default_factory=list)
     stage_s: dict[str, float] = field(default_factory=dict)
@@ -63,13 +79,16 @@ def export(
     config: CalibrateConfig,
     *,
     max_drop: float = MAX_DROP,
+    min_coverage: float = MIN_COVERAGE,
+    chunk_frames: int = 1,
     progress: Progress = lambda stage, done, total: None,
 ) -> ExportReport:
-    """Trace, calibrate, quantize and compare; `out` gets everything once all of it has passed.
+    """Trace, calibrate, quantize, build and compare; `out` gets everything once all has passed.
 
     Raises:
         ParityError: a float artefact differs from the model.
-        ExportError: the INT8 model answers worse than the float one.
+        ExportError: an INT8 model answers worse than the float one, or less of it is in INT8 than
+            `min_coverage` of the weights.
         EdgeError: any other stage's own.
     """
     report = ExportReport(out)
@@ -92,26 +111,49 @@ def export(
             ranges.save(stage / RANGES)
             report.errors += errors
         with _timed(report, "quantize"):
-            quantize_onnx(stage / FLOAT, stage / RANGES, stage / INT8)
+            ranges_file = stage / RANGES
+            quantize_onnx(stage / FLOAT, ranges_file, stage / INT8)
+            for name, (target, is_clip) in TENSORRT_FORMS.items():
+                frames = None if is_clip else chunk_frames
+                quantize_onnx(stage / FLOAT, ranges_file, stage / name, target, frames)
             progress("quantize", 1, 1)
+        with _timed(report, "build"):
+            report.coverages = _receipts(stage, min_coverage)
+            progress("build", 1, 1)
+        clips = [INT8, *(name for name, (_, is_clip) in TENSORRT_FORMS.items() if is_clip)]
         with _timed(report, "compare"):
-            comparison, errors = compare(
-                stage / FLOAT,
-                stage / INT8,
-                evaluation,
-                max_drop=max_drop,
-                progress=lambda n: progress("compare", n, len(evaluation)),
-            )
-            report.comparison = comparison
-            report.errors += errors
-        if not comparison.passed:
-            raise ExportError(
-                f"{INT8}: {-comparison.delta:.2f} points less accurate than the float model on "
-                f"{comparison.clips} clips, allowed are {max_drop:g}; nothing was written; "
-                "calibrate with more or other audio, or another --method; --max-drop accepts more"
-            )
-        write_file(stage / COMPARISON, f"{comparison_json(comparison)}\n".encode())
+            for name in clips:
+                comparison, errors = compare(
+                    stage / FLOAT,
+                    stage / name,
+                    evaluation,
+                    max_drop=max_drop,
+                    progress=lambda n: progress("compare", n, len(evaluation) * len(clips)),
+                )
+                report.comparisons[name] = comparison
+                if not comparison.passed:
+                    raise ExportError(
+                        f"{name}: {-comparison.delta:.2f} points less accurate than the float "
+                        f"model on {comparison.clips} clips, allowed are {max_drop:g}; nothing was "
+                        "written; calibrate with more or other audio, or another --method; "
+                        "--max-drop accepts more"
+                    )
+            report.errors += errors  # the same clips each time
+        write_file(stage / COMPARISON, f"{comparison_json(report.comparisons[INT8])}\n".encode())
+        receipts = {name: receipt.to_json() for name, receipt in report.coverages.items()}
+        write_file(stage / COVERAGE, f"{json.dumps(receipts, indent=1)}\n".encode())
     return report
+
+
+def _receipts(stage: Path, min_coverage: float) -> dict[str, Coverage]:
+    """What each INT8 artefact computes in, checked; builds the engines where that is possible."""
+    receipts = {INT8: onnxruntime_coverage(stage / INT8)}
+    if rtx_is_installed():
+        receipts |= {name: build_rtx(stage / name).coverage for name in TENSORRT_FORMS}
+        receipts |= {name: write_engine(stage / ENGINES[name], stage / name) for name in ENGINES}
+    for name, receipt in receipts.items():
+        receipt.check(name, min_coverage)
+    return receipts
 
 
 def parity_clips(clips: Iterable[Clip], spec: ModelSpec) -> list[Samples]:

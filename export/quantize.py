@@ -10,20 +10,17 @@ from cnngru_edge.calibration.ranges import Range, Ranges
 from cnngru_edge.export import lint, onnx_graph, quantize_cpu, quantize_tensorrt
 from cnngru_edge.export.integer import LAYOUT
 from cnngru_edge.export.recurrent import HIDDEN, lower_grus
+from cnngru_edge.export.targets import CPU, MAX_FRAMES
 from cnngru_edge.models.errors import CalibrationError, ExportError
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
-from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY
+from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY, TARGET_KEY
 
-CPU = "cpu"
 TARGETS = {
     CPU: None,
     lint.TENSORRT.name: lint.TENSORRT,
     lint.TENSORRT_FP16.name: lint.TENSORRT_FP16,
 }
 """What a graph can be quantized for, and the rules that a builder for it has."""
-
-MAX_FRAMES = 8
-"""Of a graph without loops: the most that TensorRT's compiler unrolls by itself as well."""
 
 _HIDDEN_RANGE = Range(-1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 0.0)
 
@@ -54,7 +51,7 @@ def quantize_onnx(
         raise ExportError(f"{source}: already quantized; give the float graph")
     sha256 = onnx_graph.file_sha256(source)
     quantize_model(model, Ranges.load(ranges, sha256), target, frames)
-    model.metadata_props.update({PRECISION_KEY: "int8", SOURCE_KEY: sha256})
+    model.metadata_props.update({PRECISION_KEY: "int8", TARGET_KEY: target, SOURCE_KEY: sha256})
     onnx_graph.save(model, out)
 
 

@@ -39,8 +39,8 @@ def quantize(model: ir.Model, range_of: RangeOf, *, half: bool) -> None:
         tape = ir.tape.Tape(graph)
         if data not in pairs:
             affine = integer.symmetric_affine(range_of(data))
-            scale = _storable(affine.scale[None], half)[0]
-            affine = integer.Affine(scale, affine.zero_point)
+            scale = _storable(np.asarray(affine.scale), half)
+            affine = integer.Affine(np.float32(scale), affine.zero_point)
             quantized = integer.quantized(tape, data, affine)
             pairs[data] = integer.dequantized(tape, quantized, affine, f"{data.name}")
         if weight not in weights:
@@ -74,7 +74,7 @@ def _storable(scales: Floats, half: bool) -> Floats:
 
 
 def _to_half(model: ir.Model) -> None:
-    """FP16 from the features on; the front-end, and what goes in and out of the graph, stay FP32."""
+    """FP16 from the features on; the front-end, and the graph's inputs and outputs, stay FP32."""
     graph = model.graph
     single = _single_precision(graph)
     casts: dict[ir.Value, ir.Value] = {}
@@ -99,12 +99,12 @@ def _to_half(model: ir.Model) -> None:
             if attribute.type == ir.AttributeType.GRAPH:
                 _body_to_half(attribute.as_graph())
     for index, output in enumerate(graph.outputs):
-        node = output.producer()
-        if node is None or node in single:
+        writer = output.producer()
+        if writer is None or writer in single:
             continue
         tape = ir.tape.Tape(graph)
         whole = _cast(tape, output, ir.DataType.FLOAT)
-        graph.insert_after(node, tape.nodes)
+        graph.insert_after(writer, tape.nodes)
         whole.name, output.name = output.name, f"{output.name}_half"
         whole.type, whole.shape = output.type, output.shape
         output.type = output.shape = None
@@ -118,10 +118,13 @@ def _single_precision(graph: ir.Graph) -> set[ir.Node]:
     found: set[ir.Node] = set()
     halved = {"Conv", "MatMul", "QuantizeLinear", "DequantizeLinear", "Scan"}
     for node in graph:
-        if (node.name or "").startswith(FRONTEND_NODES) or (node.op_type not in halved and all(
-            value is None or value.is_initializer() or value.producer() in found
-            for value in node.inputs
-        )):
+        if (node.name or "").startswith(FRONTEND_NODES) or (
+            node.op_type not in halved
+            and all(
+                value is None or value.is_initializer() or value.producer() in found
+                for value in node.inputs
+            )
+        ):
             found.add(node)
     return found
 
@@ -130,9 +133,9 @@ def _body_to_half(body: ir.Graph) -> None:
     for value in (*body.inputs, *body.outputs):
         value.type = ir.TensorType(ir.DataType.FLOAT16)
     for node in body:
-        for index, value in enumerate(node.inputs):
-            if value is not None and value.is_initializer():
-                node.replace_input_with(index, _half_initializer(body, value))
+        for index, read in enumerate(node.inputs):
+            if read is not None and read.is_initializer():
+                node.replace_input_with(index, _half_initializer(body, read))
         for output in node.outputs:
             if not output.is_graph_output():
                 output.type = output.shape = None

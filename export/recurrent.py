@@ -1,7 +1,7 @@
 """Lowerings of the GRU operator: an explicit cell, whose products can be quantized one by one.
 
-No runtime has an integer GRU: quantized or not, the ONNX operator computes in float. Here it becomes
-one product over all frames for the input, and a cell for each frame with a product of its own.
+No runtime has an integer GRU: quantized or not, the ONNX operator computes in float. Here it
+becomes one product over all frames for the input, and a cell for each frame with its own.
 """
 
 from collections import Counter

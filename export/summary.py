@@ -5,29 +5,49 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from cnngru_edge.export.compare import Comparison
-from cnngru_edge.export.pipeline import FLOAT, INT8, TORCHSCRIPT, ExportReport
+from cnngru_edge.export.pipeline import (
+    ENGINES,
+    FLOAT,
+    INT8,
+    TENSORRT_FORMS,
+    TORCHSCRIPT,
+    ExportReport,
+)
 
 _FLIPS_SHOWN = 10
 
 
 def print_summary(report: ExportReport, console: Console) -> None:
     """One screen: what was made, how good it is, how long it took."""
-    comparison = report.comparison
-    assert comparison is not None  # an export without one has raised
-    accuracy = {
-        FLOAT: f"{comparison.reference_accuracy:.2%}",
-        INT8: f"{comparison.candidate_accuracy:.2%}",
-    }
-    parity = {p.path.name: f"within {p.max_abs_error:.0e} of torch" for p in report.parity}
-    table = Table("file", "size", "accuracy", "parity", title=str(report.out), title_justify="left")
-    for name in (TORCHSCRIPT, FLOAT, INT8):
-        size = f"{(report.out / name).stat().st_size / 1000:.0f} KB"
-        table.add_row(name, size, accuracy.get(name, ""), parity.get(name, ""))
+    comparisons = report.comparisons
+    accuracy = {name: c.candidate_accuracy for name, c in comparisons.items()}
+    accuracy[FLOAT] = comparisons[INT8].reference_accuracy
+    parity = {p.path.name: f"{p.max_abs_error:.0e}" for p in report.parity}
+    table = Table(Column("file", no_wrap=True), "KB", "in INT8", "accuracy", "from torch")
+    built = [name for name in ENGINES if name in report.coverages]
+    for name in (TORCHSCRIPT, FLOAT, INT8, *TENSORRT_FORMS, *built):
+        path = report.out / name
+        receipt = report.coverages.get(name)
+        table.add_row(
+            name,
+            f"{path.stat().st_size / 1000:,.0f}",
+            f"{receipt.weights_int8:.1%}" if receipt else "",
+            f"{accuracy[name]:.2%}" if name in accuracy else "",
+            parity.get(name, ""),
+        )
+    console.print(f"{report.out}", highlight=False, soft_wrap=True)
     console.print(table)
+    comparison = comparisons[INT8]
     print_comparison(comparison, console)
+    if not built:
+        console.print(
+            "no engine, and no proof that the TensorRT graphs are INT8: TensorRT-RTX is not "
+            "installed (pip install 'cnngru-edge[tensorrt-rtx]')",
+            soft_wrap=True,
+        )
     stages = ", ".join(f"{stage} {s:.1f} s" for stage, s in report.stage_s.items())
     console.print(f"{stages}; peak memory {_peak_memory_mib():.0f} MiB", highlight=False)
 
@@ -53,7 +73,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 def print_inspection(found: dict[str, Any], console: Console) -> None:
     """What is inside an artefact."""
-    for key in ("format", "sha256", "size_bytes", "backend", "precision"):
+    for key in ("format", "sha256", "size_bytes", "backend", "target", "precision"):
         console.print(f"{key}: {found[key]}", highlight=False, soft_wrap=True)
     console.print(f"labels: {', '.join(found['spec']['labels'])}", highlight=False, soft_wrap=True)
     for key in ("inputs", "outputs"):
@@ -61,13 +81,20 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
         for tensor in found[key]:
             table.add_row(tensor["name"], tensor["dtype"], " x ".join(map(str, tensor["shape"])))
         console.print(table)
-    if "coverage" in found:
-        table = Table("layer", "operator", "weights stored as", "weights", "bytes")
-        for layer in found["coverage"]["layers"]:
-            numbers = (f"{layer['weights']:,}", f"{layer['bytes']:,}")
-            table.add_row(layer["name"], layer["op"], layer["precision"], *numbers)
-        console.print(table)
-        console.print(f"{found['coverage']['weights_int8']:.1%} of the weights in INT8")
+    if not (coverage := found["coverage"]):
+        console.print("coverage: not known here", highlight=False)
+        return
+    table = Table("layer", "computes in", "weights", "bytes", "MAC/s of audio")
+    for layer in coverage["layers"]:
+        numbers = (f"{layer[key]:,}" for key in ("weights", "bytes", "macs"))
+        table.add_row(layer["name"], layer["precision"], *numbers)
+    console.print(table)
+    console.print(
+        f"{coverage['weights_int8']:.1%} of the weights and {coverage['macs_int8']:.1%} of the "
+        f"multiply-accumulates in INT8 (read from {coverage['source']})",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _peak_memory_mib() -> float:

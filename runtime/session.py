@@ -17,6 +17,8 @@ Feed = Mapping[str, Array]
 
 PRECISION_KEY = "cnngru_edge.precision"
 """Metadata beside the spec: fp32 or int8."""
+TARGET_KEY = "cnngru_edge.target"
+"""Metadata beside the spec: what an INT8 graph was quantized for; cpu, tensorrt, tensorrt-fp16."""
 SOURCE_KEY = "cnngru_edge.source_sha256"
 """Metadata beside the spec: the sha256 of the file that an artefact was made from."""
 

@@ -1,0 +1,346 @@
+"""The receipt: in which precision each layer of a built artefact really computes.
+
+Never read from the plan that the artefact was made after, only from what a runtime or builder made
+of it: ONNX Runtime's optimized graph and profile, or TensorRT-RTX's build log.
+"""
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from cnngru_edge.calibration.collect import FRONTEND_NODES
+from cnngru_edge.export.onnx_graph import module_of
+from cnngru_edge.models.errors import ExportError
+from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
+
+INT8 = "int8"
+
+_INTEGER = {
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+}
+_FLOAT = {"Conv", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "Gemm", "MatMul"}
+_DTYPES = {"float": "fp32", "float16": "fp16"}
+_WEIGHT_BYTES = {"Int8": 1, "Half": 2}
+_SUFFIXES = re.compile(r"(_int8|_quantized|_dequantized|_half)+$")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight, by the name of the PyTorch parameter or module that it came from."""
+
+    name: str
+    precision: str  # of the arithmetic: int8, fp16, fp32; "fp32 (int8 weights)" is float arithmetic
+    weights: int
+    bytes: int
+    macs: int  # multiply-accumulates in a second of audio
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """All layers behind the front-end, and what they were read from."""
+
+    source: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def weights_int8(self) -> float:
+        """Share of the weights that compute in INT8."""
+        return self._share("weights")
+
+    @property
+    def macs_int8(self) -> float:
+        """Share of the multiply-accumulates that are of integers."""
+        return self._share("macs")
+
+    def _share(self, what: str) -> float:
+        total = sum(getattr(layer, what) for layer in self.layers)
+        int8 = sum(getattr(layer, what) for layer in self.layers if layer.precision == INT8)
+        return int8 / total if total else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For `inspect --json` and the manifest of an engine."""
+        return {
+            "source": self.source,
+            "weights_int8": self.weights_int8,
+            "macs_int8": self.macs_int8,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    def check(self, name: str, least: float) -> None:
+        """Raise an ExportError that names what is not in INT8, if that is too much."""
+        if self.weights_int8 >= least:
+            return
+        others = ", ".join(
+            f"{layer.name} ({layer.precision})" for layer in self.layers if layer.precision != INT8
+        )
+        raise ExportError(
+            f"{name}: {self.weights_int8:.1%} of its weights compute in INT8, asked are "
+            f"{least:.1%}; not in INT8: {others} (read from {self.source})"
+        )
+
+
+def onnxruntime_coverage(path: Path) -> Coverage:
+    """Of an ONNX file on this machine's CPU: from the graph that ONNX Runtime runs, and a run."""
+    source = f"onnxruntime {onnxruntime.__version__}: optimized graph and profile"
+    return Coverage(source, _run(path, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL))
+
+
+def rtx_coverage(path: Path, log: str, version: str) -> Coverage:
+    """Of an ONNX file that TensorRT-RTX built: from the layers in its log.
+
+    Args:
+        path: the file that was built.
+        log: the builder's verbose log, with detailed profiling verbosity.
+        version: the builder's.
+    """
+    built = [_BuiltLayer.parse(line) for line in log.splitlines() if line.startswith("Name: ")]
+    layers = []
+    nodes = list(_weighted(_load(path)))
+    for layer in _run(path, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL):
+        holding = [
+            (made, constant)
+            for node, name, weight in nodes
+            if name == layer.name
+            for made in built
+            if made.comes_from(node.name or "") and (constant := made.holding(weight))
+        ]
+        precisions = sorted({made.precision(constant) for made, constant in holding})
+        size = max((_WEIGHT_BYTES.get(constant, 4) for _, constant in holding), default=4)
+        # A weight that the log does not name has not become a product of integers.
+        precision = "+".join(precisions) or "not in the log"
+        layers.append(replace(layer, precision=precision, bytes=layer.weights * size))
+    return Coverage(f"tensorrt_rtx {version}: build log", tuple(layers))
+
+
+@dataclass(frozen=True)
+class _BuiltLayer:
+    """A line of the table of layers in TensorRT's log."""
+
+    names: str  # of itself, its constants and the ONNX nodes that it was made from
+    inputs: tuple[str, ...]  # data types
+    constants: tuple[tuple[tuple[int, ...], str], ...]  # shapes, data types
+
+    @classmethod
+    def parse(cls, line: str) -> "_BuiltLayer":
+        name, _, rest = line.partition(", LayerType: ")
+        inputs, _, rest = rest.partition(", Constants: [")
+        constants, _, rest = rest.partition(", Outputs: [")
+        metadata = rest.partition("Metadata: ")[2]
+        tensor = re.compile(r"Dimensions: \[([\d,-]*)\].*?Datatype: (\w+)")
+        return cls(
+            f"{name} {re.findall(r'Name: ([^,]*),', constants)} {metadata}",
+            tuple(dtype for _, dtype in tensor.findall(inputs)),
+            tuple(
+                (tuple(int(size) for size in sizes.split(",") if size), dtype)
+                for sizes, dtype in tensor.findall(constants)
+            ),
+        )
+
+    def comes_from(self, node: str) -> bool:
+        return re.search(re.escape(node) + r"(?![\d/])", self.names) is not None
+
+    def holding(self, weight: ir.Value) -> str | None:
+        """The data type in which this layer holds a weight, if it does."""
+        assert weight.shape is not None
+        shape = weight.shape.numpy()
+        for found, dtype in self.constants:
+            if len(shape) == 4:  # a convolution's, whose input channels may be padded
+                is_same = found[:1] == shape[:1] and found[2:] == shape[2:]
+            else:
+                is_same = sorted(found[-2:]) == sorted(shape[-2:])
+            if is_same:
+                return dtype
+        return None
+
+    def precision(self, weight: str) -> str:
+        """Integers only if both the weight and what it is multiplied with are."""
+        if weight == "Int8" and "Int8" not in self.inputs:
+            return "float (int8 weights)"
+        return {"Int8": INT8, "Float": "fp32", "Half": "fp16"}.get(weight, weight.lower())
+
+
+def _run(path: Path, level: onnxruntime.GraphOptimizationLevel) -> tuple[Layer, ...]:
+    """Layers as they ran on a second of audio."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = level
+        options.optimized_model_filepath = str(optimized)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        metadata = session.get_modelmeta().custom_metadata_map
+        spec = ModelSpec.from_json(metadata[METADATA_KEY])
+        whole = spec.features.sample_rate // spec.chunk_length * spec.chunk_length
+        feed = {
+            i.name: np.zeros([{"N": 1, "S": whole}.get(size, size) for size in i.shape], np.float32)
+            for i in session.get_inputs()
+        }
+        session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+        del session
+        model = _load(optimized)
+    seconds = feed["audio"].shape[1] / spec.features.sample_rate
+    ran: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            ran.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["args"])
+    found: dict[str, Layer] = {}
+    for node, name, weight in _weighted(model):
+        executions = ran.get(node.name or "", [])
+        count = _count(node, weight)
+        macs = sum(count * _positions(node, weight, args) for args in executions)
+        before = found.get(name)
+        found[name] = Layer(
+            name,
+            _precision(node, weight, executions),
+            count,
+            _stored_bytes(weight),
+            round(macs / seconds) + (before.macs if before else 0),
+        )
+    return tuple(found.values())
+
+
+def _load(path: Path) -> ir.Model:
+    return ir.from_proto(onnx.load(path))
+
+
+def _weighted(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.Value]]:
+    """Operators with weights outside the front-end, loops' bodies included: each weight once."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type not in _INTEGER | _FLOAT | {"MatMulNBits"}:
+            continue
+        if (node.name or "").startswith(FRONTEND_NODES):
+            continue
+        indices = (1, 2) if node.op_type == "GRU" else range(len(node.inputs))
+        for index in indices:
+            value = node.inputs[index]
+            weight = value and _stored(value)
+            if weight is not None and len(weight.shape or ()) > 1:
+                yield node, _name(node, index, weight), weight
+                if node.op_type != "GRU":
+                    break
+
+
+def _stored(value: ir.Value) -> ir.Value | None:
+    """The constant behind a weight, looking through its quantization."""
+    node = value.producer()
+    while node is not None and node.op_type in {"DequantizeLinear", "QuantizeLinear", "Cast"}:
+        assert node.inputs[0] is not None
+        value = node.inputs[0]
+        node = value.producer()
+    return value if value.const_value is not None else None
+
+
+def _name(node: ir.Node, index: int, weight: ir.Value) -> str:
+    module = module_of(node)
+    name = _SUFFIXES.sub("", weight.name or "")
+    if node.op_type == "GRU":
+        return f"{module}.weight_{'ih' if index == 1 else 'hh'}_l0"
+    # ONNX Runtime names weights that it lays out anew after itself.
+    return name.removesuffix(".weight") if "." in name else module or node.name or name
+
+
+def _count(node: ir.Node, weight: ir.Value) -> int:
+    if node.op_type == "MatMulNBits":  # stored in blocks, the last one padded
+        return node.attributes.get_int("N", 0) * node.attributes.get_int("K", 0)
+    assert weight.const_value is not None
+    return int(weight.const_value.size)
+
+
+def _stored_bytes(weight: ir.Value) -> int:
+    assert weight.const_value is not None
+    return int(weight.const_value.nbytes)
+
+
+def _positions(node: ir.Node, weight: ir.Value, args: dict[str, Any]) -> int:
+    """How often an execution goes through all of the weights."""
+    if node.op_type == "GRU":
+        (x,) = args["input_type_shape"][0].values()
+        return int(x[0] * x[1])  # (T, N, I)
+    written: list[int]
+    (written,) = args["output_type_shape"][0].values()
+    outputs = written[-1]
+    if node.op_type.endswith("Conv"):
+        assert weight.shape is not None
+        outputs = weight.shape.numpy()[0]
+    return math.prod(written) // outputs
+
+
+def _precision(node: ir.Node, weight: ir.Value, executions: list[dict[str, Any]]) -> str:
+    if not executions:
+        return "not run"
+    if node.op_type in _INTEGER:
+        return INT8
+    (dtype,) = executions[0]["input_type_shape"][0]
+    arithmetic = _DTYPES.get(dtype, dtype)
+    if node.op_type == "MatMulNBits":
+        bits = node.attributes.get_int("bits", 4)
+        level = node.attributes.get_int("accuracy_level", 0)
+        if bits == 8 and multiplies_integers(level):
+            return INT8
+    assert weight.dtype is not None
+    integers = weight.dtype in {ir.DataType.INT8, ir.DataType.UINT8}
+    return f"{arithmetic} (int8 weights)" if integers else arithmetic
+
+
+@cache
+def multiplies_integers(accuracy_level: int) -> bool:
+    """Whether MatMulNBits rounds what it multiplies with to integers, on this processor.
+
+    It is free not to, where it has no kernel for it, and no log tells: a value of less than half a
+    step next to one of 127 steps has to vanish.
+    """
+    size, outputs = 128, 16
+    weights = np.full((outputs, 1, size), 129, np.uint8)  # all one
+    weights[:, 0, 0] = 128  # zero
+    x = np.full((1, size), 0.4, np.float32)
+    x[0, 0] = 127
+    node = onnx.helper.make_node(
+        "MatMulNBits",
+        ["x", "weights", "scales"],
+        ["y"],
+        domain="com.microsoft",
+        K=size,
+        N=outputs,
+        bits=8,
+        block_size=size,
+        accuracy_level=accuracy_level,
+    )
+    graph = onnx.helper.make_graph(
+        [node],
+        "probe",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, size])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, outputs])],
+        [
+            onnx.numpy_helper.from_array(weights, "weights"),
+            onnx.numpy_helper.from_array(np.ones((outputs, 1), np.float32), "scales"),
+        ],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return not session.run(None, {"x": x})[0].any()

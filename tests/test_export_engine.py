@@ -1,0 +1,134 @@
+import json
+import sys
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from cnngru_edge.export import engine
+from cnngru_edge.export.cli import main
+from cnngru_edge.export.coverage import INT8
+from cnngru_edge.export.engine import CAPABILITIES, build_rtx, read_manifest, write_engine
+from cnngru_edge.export.inspection import inspect
+from cnngru_edge.export.pipeline import ENGINES, TENSORRT_FORMS
+from cnngru_edge.export.quantize import quantize_onnx
+from cnngru_edge.models.errors import BackendMissing, ExportError
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this machine")
+
+CHUNK = "model.int8.tensorrt-fp16.chunk.onnx"
+
+# Of kws12: four convolutions, the head, and the GRU's product over all frames and that of a frame,
+# which the compiler unrolls eight times and keeps once more for the frames that are left over.
+INT8_LAYERS = {"clip": 4 + 1 + 1 + 9, "chunk": 4 + 1 + 1 + 1}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", TENSORRT_FORMS)
+def test_every_form_is_built_in_int8_for_every_gpu(exported, name, capability):
+    built = build_rtx(exported / name, (capability,))
+    assert {layer.precision for layer in built.coverage.layers} == {INT8}
+    assert len(built.engine) > 500_000
+    # From the log itself, beside the receipt that is made of it.
+    layers = [
+        line
+        for line in engine.build_log().splitlines()
+        if line.startswith("Name: ")
+        and ("LayerType: gemm" in line or "LayerType: correlation" in line)
+    ]
+    in_int8 = [line for line in layers if line.count("Datatype: Int8") >= 2]  # data and weights
+    assert len(in_int8) == len(layers) == INT8_LAYERS["clip" if "clip" in name else "chunk"]
+
+
+@pytest.mark.parametrize("frames", [2, 8])
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-fp16"])
+def test_longer_chunks_are_built_in_int8_too(exported, tmp_path, target, frames):
+    path = tmp_path / "chunk.onnx"
+    quantize_onnx(exported / "model.fp32.onnx", exported / "ranges.json", path, target, frames)
+    assert build_rtx(path).coverage.weights_int8 == 1
+
+
+def test_a_float_graph_is_built_in_float_and_the_receipt_says_so(exported):
+    receipt = build_rtx(exported / "model.fp32.onnx").coverage
+    assert receipt.weights_int8 == 0
+    assert {layer.precision for layer in receipt.layers if "conv" in layer.name} == {"fp32"}
+
+
+def test_a_product_without_its_pair_is_named(exported, tmp_path):
+    proto = onnx.load(exported / CHUNK)
+    head = next(node for node in proto.graph.node if node.name == "/head/MatMul")
+    pair = next(node for node in proto.graph.node if node.output[0] == head.input[0])
+    quantize = next(node for node in proto.graph.node if node.output[0] == pair.input[0])
+    head.input[0] = quantize.input[0]
+    onnx.save(proto, tmp_path / "broken.onnx")
+    receipt = build_rtx(tmp_path / "broken.onnx").coverage
+    found = {layer.name: layer.precision for layer in receipt.layers}
+    assert found.pop("head") != INT8
+    assert set(found.values()) == {INT8}
+    with pytest.raises(ExportError, match=r"broken: 99\.\d% .* not in INT8: head \("):
+        receipt.check("broken", 0.999)
+
+
+def test_an_engine_has_a_manifest_with_its_receipt(exported):
+    (name,) = ENGINES
+    manifest = read_manifest(exported / name)
+    assert manifest["compute_capabilities"] == list(CAPABILITIES)
+    assert manifest["coverage"]["weights_int8"] == 1
+    assert manifest["builder"].startswith("tensorrt_rtx 1.")
+    found = inspect(exported / name)
+    assert found["coverage"] == manifest["coverage"]
+    assert found["size_bytes"] == (exported / name).stat().st_size
+
+
+def test_an_engine_that_was_changed_is_refused(exported, tmp_path):
+    (name,) = ENGINES
+    changed = bytearray((exported / name).read_bytes())
+    changed[-1] ^= 1
+    (tmp_path / name).write_bytes(changed)
+    (tmp_path / f"{name}.json").write_bytes((exported / f"{name}.json").read_bytes())
+    with pytest.raises(ExportError, match="not the engine that"):
+        read_manifest(tmp_path / name)
+
+
+def test_an_engine_without_a_manifest_is_refused(tmp_path):
+    (tmp_path / "a.engine").write_bytes(b"ftrt")
+    with pytest.raises(ExportError, match=r"a\.engine\.json: no such file"):
+        inspect(tmp_path / "a.engine")
+
+
+def test_a_gpu_that_the_builder_does_not_know_is_named(exported):
+    with pytest.raises(ExportError, match=r"compute capability 8\.7; it does for .*8\.6"):
+        build_rtx(exported / CHUNK, ("8.7",))
+
+
+def test_what_is_no_graph_for_tensorrt_is_refused_in_the_builders_words(exported, tmp_path):
+    out = tmp_path / "a.engine"
+    with pytest.raises(ExportError, match=r"model\.int8\.onnx: .*TensorRT"):
+        write_engine(exported / "model.int8.onnx", out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_in_int8_leaves_no_engine(exported, tmp_path):
+    result = CliRunner().invoke(
+        main, ["build", str(exported / "model.fp32.onnx"), "--out", str(tmp_path / "a.engine")]
+    )
+    assert result.exit_code == 1
+    assert "0.0% of its weights compute in INT8, asked are 95.0%" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_build_writes_an_engine(exported, tmp_path):
+    out = tmp_path / "a.engine"
+    arguments = ["build", str(exported / CHUNK), "--out", str(out), "--capability", "8.9"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "100.0% of the weights in INT8" in result.stdout
+    inspected = CliRunner().invoke(main, ["inspect", "--json", str(out)])
+    assert json.loads(inspected.stdout)["target"] == "compute capability 8.9"
+
+
+def test_without_the_builder_its_package_is_named(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(BackendMissing, match=r"cnngru-edge\[tensorrt-rtx\]"):
+        build_rtx(exported / CHUNK)
+    assert inspect(exported / CHUNK)["coverage"] is None
