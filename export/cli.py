@@ -209,7 +209,7 @@ def train(
     "--chunk-frames",
     type=click.IntRange(1, MAX_FRAMES),
     default=1,
-    help="Output frames in a chunk of the TensorRT chunk form.",
+    help="Output frames that the chunk forms take at a time.",
 )
 def export(
     checkpoint: Path | None,

@@ -19,7 +19,7 @@ from cnngru_edge.export.torchscript import example_inputs
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import ExportError
-from cnngru_edge.models.frontend import LogMel, half_window
+from cnngru_edge.models.frontend import LogMel, half_window, heard_bins
 from cnngru_edge.models.spec import METADATA_KEY
 from cnngru_edge.runtime.session import PRECISION_KEY
 
@@ -186,7 +186,8 @@ def compute_frontend_constants(graph: ir.Model, log_mel: LogMel) -> None:
     it loads the graph. Angles are reduced to half a turn first, so that single precision is enough.
     """
     spec = log_mel.spec
-    bins = np.arange(spec.n_fft // 2 + 1, dtype=np.float32)
+    first_bin, last_bin = heard_bins(spec)
+    bins = np.arange(first_bin, last_bin + 1, dtype=np.float32)
     offsets, weights = (values[:, None].numpy() for values in half_window(spec))
     first, last = (2595 * math.log10(1 + f / 700) for f in (spec.f_min, spec.f_max))
     # Rounded where torchaudio rounds: next to a loud bin, an edge's last bit can be seen.

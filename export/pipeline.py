@@ -12,13 +12,14 @@ from cnngru_edge.calibration.collect import calibrate
 from cnngru_edge.calibration.corpus import EVAL, Clip, Corpus, calibration_clips, match_labels
 from cnngru_edge.calibration.ranges import CalibrateConfig
 from cnngru_edge.export.compare import MAX_DROP, Comparison, compare, comparison_json
-from cnngru_edge.export.coverage import Coverage, onnxruntime_coverage
-from cnngru_edge.export.engine import build_rtx, rtx_is_installed, write_engine
+from cnngru_edge.export.coverage import Coverage
+from cnngru_edge.export.engine import rtx_is_installed, write_engine
+from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.lint import TENSORRT, TENSORRT_FP16
 from cnngru_edge.export.onnx_graph import export_onnx
 from cnngru_edge.export.parity import Parity, check_parity
 from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.targets import MIN_COVERAGE
+from cnngru_edge.export.targets import CPU, MIN_COVERAGE
 from cnngru_edge.export.torchscript import export_torchscript
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.checkpoint import load_checkpoint
@@ -30,8 +31,10 @@ from cnngru_edge.runtime.audio import Samples, read_audio
 TORCHSCRIPT = "model.ts"
 FLOAT = "model.fp32.onnx"
 INT8 = "model.int8.onnx"
-TENSORRT_FORMS = {
+INT8_FORMS = {
     # file: target, and whether it is the clip form (any length) or the chunk form (a few frames)
+    INT8: (CPU, True),
+    "model.int8.chunk.onnx": (CPU, False),
     "model.int8.tensorrt.clip.onnx": (TENSORRT.name, True),
     "model.int8.tensorrt.chunk.onnx": (TENSORRT.name, False),
     "model.int8.tensorrt-fp16.clip.onnx": (TENSORRT_FP16.name, True),
@@ -112,15 +115,14 @@ def export(
             report.errors += errors
         with _timed(report, "quantize"):
             ranges_file = stage / RANGES
-            quantize_onnx(stage / FLOAT, ranges_file, stage / INT8)
-            for name, (target, is_clip) in TENSORRT_FORMS.items():
+            for name, (target, is_clip) in INT8_FORMS.items():
                 frames = None if is_clip else chunk_frames
                 quantize_onnx(stage / FLOAT, ranges_file, stage / name, target, frames)
             progress("quantize", 1, 1)
         with _timed(report, "build"):
             report.coverages = _receipts(stage, min_coverage)
             progress("build", 1, 1)
-        clips = [INT8, *(name for name, (_, is_clip) in TENSORRT_FORMS.items() if is_clip)]
+        clips = [name for name, (_, is_clip) in INT8_FORMS.items() if is_clip]
         with _timed(report, "compare"):
             for name in clips:
                 comparison, errors = compare(
@@ -147,9 +149,11 @@ def export(
 
 def _receipts(stage: Path, min_coverage: float) -> dict[str, Coverage]:
     """What each INT8 artefact computes in, checked; builds the engines where that is possible."""
-    receipts = {INT8: onnxruntime_coverage(stage / INT8)}
+    receipts = {}
+    for name, (target, _) in INT8_FORMS.items():
+        if receipt := coverage(stage / name, target):
+            receipts[name] = receipt
     if rtx_is_installed():
-        receipts |= {name: build_rtx(stage / name).coverage for name in TENSORRT_FORMS}
         receipts |= {name: write_engine(stage / ENGINES[name], stage / name) for name in ENGINES}
     for name, receipt in receipts.items():
         receipt.check(name, min_coverage)

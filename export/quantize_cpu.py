@@ -16,10 +16,14 @@ from cnngru_edge.calibration.collect import activated
 from cnngru_edge.export import integer
 from cnngru_edge.export.integer import RangeOf, named, values_of
 from cnngru_edge.export.onnx_graph import replace_value
+from cnngru_edge.export.recurrent import RECURRENT
 
 _DOMAIN = "com.microsoft"
 _BLOCK = 128
 """Weights that share a scale in MatMulNBits: the largest that its kernels for one frame like."""
+_LARGE = 2**18
+"""Weights that a product has to have for MatMulNBits to be worth it in a stream: 1.4 times as fast
+then, and up to half as fast in a clip."""
 _INT8_PRODUCTS = 4
 """MatMulNBits' accuracy_level: the input is quantized too, and products are of integers."""
 
@@ -32,11 +36,18 @@ def quantize(model: ir.Model, range_of: RangeOf) -> None:
         tape = ir.tape.Tape(node.graph)
         if node.op_type == "Conv":
             _quantize_convolution(tape, node, range_of)
-        elif node.graph is model.graph:
-            _quantize_product(tape, node, range_of)
-        else:
+        elif _is_read_frame_by_frame(node):
             _quantize_product_of_a_frame(tape, node)
+        else:
+            _quantize_product(tape, node, range_of)
         node.graph.insert_before(node, tape.nodes)
+
+
+def _is_read_frame_by_frame(node: ir.Node) -> bool:
+    """Whether reading the weights is what a product takes time for, at least in a stream."""
+    weight = node.inputs[1]
+    assert weight is not None
+    return RECURRENT in node.outputs[0].meta or values_of(weight).size >= _LARGE
 
 
 def _quantize_convolution(tape: ir.tape.Tape, node: ir.Node, range_of: RangeOf) -> None:

@@ -19,6 +19,9 @@ HIDDEN = "cnngru_edge.hidden"
 """Mark in `Value.meta` of a GRU's hidden state: in [-1, 1], whatever the data, for it is a mean of
 tanh values and of itself."""
 
+RECURRENT = "cnngru_edge.recurrent"
+"""Mark in `Value.meta` of a product that is made for one frame at a time."""
+
 _DEFAULT_ACTIVATIONS = ("Sigmoid", "Tanh")
 
 
@@ -294,6 +297,8 @@ class _Builder:
         """A product with a weight, and an Add if the bias says anything."""
         name = direction.name(f"weight_{matrix}") + part
         product = self.op("MatMul", x, self.constant(name, weight))
+        if matrix == "hh":
+            product.meta[RECURRENT] = True
         if bias is None or not bias.any():
             return product
         return self.op("Add", product, self.constant(direction.name(f"bias_{matrix}"), bias))

@@ -12,7 +12,7 @@ from cnngru_edge.export.pipeline import (
     ENGINES,
     FLOAT,
     INT8,
-    TENSORRT_FORMS,
+    INT8_FORMS,
     TORCHSCRIPT,
     ExportReport,
 )
@@ -28,7 +28,7 @@ def print_summary(report: ExportReport, console: Console) -> None:
     parity = {p.path.name: f"{p.max_abs_error:.0e}" for p in report.parity}
     table = Table(Column("file", no_wrap=True), "KB", "in INT8", "accuracy", "from torch")
     built = [name for name in ENGINES if name in report.coverages]
-    for name in (TORCHSCRIPT, FLOAT, INT8, *TENSORRT_FORMS, *built):
+    for name in (TORCHSCRIPT, FLOAT, *INT8_FORMS, *built):
         path = report.out / name
         receipt = report.coverages.get(name)
         table.add_row(

@@ -32,13 +32,14 @@ class LogMel(nn.Module):
 
         self.spec = spec
         bins = spec.n_fft // 2 + 1
+        mel = melscale_fbanks(bins, spec.f_min, spec.f_max, spec.n_mels, spec.sample_rate)
+        first, last = heard_bins(spec)
         offsets, weights = half_window(spec)
-        angle = offsets[:, None] * torch.arange(bins) * (2 * math.pi / spec.n_fft)
+        angle = offsets[:, None] * torch.arange(first, last + 1) * (2 * math.pi / spec.n_fft)
         cosine, sine = weights[:, None] * angle.cos(), weights[:, None] * angle.sin()
         self.register_buffer("cosine", cosine.float(), persistent=False)  # (win_length / 2, K)
         self.register_buffer("sine", sine.float(), persistent=False)
-        mel = melscale_fbanks(bins, spec.f_min, spec.f_max, spec.n_mels, spec.sample_rate)
-        self.register_buffer("mel", mel, persistent=False)  # (K, M)
+        self.register_buffer("mel", mel[first : last + 1], persistent=False)  # (K, M)
 
     def forward(self, audio: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """Features of a chunk and the tail for the next one.
@@ -74,6 +75,12 @@ class LogMel(nn.Module):
         parts = [blocks[:, i : i - hops + 1] for i in range(hops - 1)] + [blocks[:, hops - 1 :]]
         frames = torch.cat(parts, dim=2)
         return frames if hops * hop_length == win_length else frames[:, :, :win_length]
+
+
+def heard_bins(spec: FeatureSpec) -> tuple[int, int]:
+    """The first and the last bin of the DFT between f_min and f_max: the mel filters' own."""
+    width = spec.sample_rate / spec.n_fft
+    return math.floor(spec.f_min / width), math.ceil(spec.f_max / width)
 
 
 def half_window(spec: FeatureSpec) -> tuple[Tensor, Tensor]:

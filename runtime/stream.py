@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from cnngru_edge.models.errors import SessionError
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple
 from cnngru_edge.runtime.session import Array, Session, initial_state
@@ -20,11 +21,30 @@ class Stream:
     def push(self, audio: Samples) -> Array:
         """Logits (N, S / chunk_length, C) of the next (N, S) samples.
 
-        S is a multiple of `spec.chunk_length`. However the audio is cut, the logits are the same.
+        S is a multiple of `spec.chunk_length`, and of the session's own length if it takes audio of
+        one length only. However the audio is cut, the logits are the same.
         """
+        length = fixed_length(self.session)
+        if length is None:
+            return self._run(audio)
+        if audio.shape[1] % length:
+            raise SessionError(
+                f"this session takes {length} samples at a time, and {audio.shape[1]} are no "
+                "multiple of that"
+            )
+        pieces = range(0, audio.shape[1], length)
+        return np.concatenate([self._run(audio[:, i : i + length]) for i in pieces], axis=1)
+
+    def _run(self, audio: Samples) -> Array:
         outputs = self.session.run({"audio": audio, **self.state})
         self.state = {s.name: outputs[s.next_name] for s in self.session.spec.state}
         return outputs["logits"]
+
+
+def fixed_length(session: Session) -> int | None:
+    """Samples that a session takes at a time, or None for any multiple of a chunk."""
+    length = session.inputs[0].shape[1]
+    return length if isinstance(length, int) else None
 
 
 def flushed(spec: ModelSpec, samples: Samples) -> Samples:
@@ -35,5 +55,8 @@ def flushed(spec: ModelSpec, samples: Samples) -> Samples:
 
 def clip_logits(session: Session, samples: Samples) -> Array:
     """Logits (T, C) of one clip (S,): a stream of its own, flushed."""
-    logits: Array = Stream(session).push(flushed(session.spec, samples)[None])[0]
+    audio = flushed(session.spec, samples)
+    frames = len(audio) // session.spec.chunk_length
+    audio = pad_to_multiple(audio, fixed_length(session) or session.spec.chunk_length)
+    logits: Array = Stream(session).push(audio[None])[0, :frames]
     return logits
