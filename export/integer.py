@@ -128,6 +128,15 @@ def values_of(value: ir.Value) -> Floats:
     return value.const_value.numpy()
 
 
+def stored(tape: ir.tape.Tape, name: str, values: npt.NDArray[Any]) -> ir.Value:
+    """An initializer; the same one for a weight that several nodes read."""
+    graph = tape.graph_like
+    assert isinstance(graph, ir.Graph)
+    if name in graph.initializers:
+        return graph.initializers[name]
+    return tape.initializer(ir.tensor(values), name=name)
+
+
 def parameters(tape: ir.tape.Tape, name: str, affine: Affine) -> tuple[ir.Value, ir.Value]:
     """Scale and zero point as 0-D initializers: TensorRT takes a scale of shape (1,) for none."""
     scale = tape.initializer(ir.tensor(affine.scale), name=f"{name}_scale")

@@ -141,7 +141,7 @@ def copy_leading_dimensions(graph: ir.Model) -> None:
 
 
 def _leading_dimensions(part: ir.Value, data: ir.Value | None, position: int) -> int:
-    """How many dimensions of `data` a part of a shape holds: [x.shape[0]], or x.shape[:n]."""
+    """How many dimensions of `data` a part of a shape holds: [x.shape[i]], or x.shape[i:n]."""
     node = part.producer()
     if node is not None and node.op_type == "Unsqueeze" and node.inputs[0] is not None:
         node = node.inputs[0].producer()
@@ -159,7 +159,16 @@ def _leading_dimensions(part: ir.Value, data: ir.Value | None, position: int) ->
     end = node.inputs[2]
     assert end is not None
     assert end.const_value is not None
-    return int(end.const_value.numpy().item())
+    return int(end.const_value.numpy().item()) - position
+
+
+def drop_unused(model: ir.Model) -> None:
+    """Remove what no output needs, in the bodies of loops too, and put nodes in order."""
+    common.RemoveUnusedNodesPass()(model)
+    for body in model.graph.subgraphs():
+        for name in [name for name, value in body.initializers.items() if not value.uses()]:
+            del body.initializers[name]
+    common.TopologicalSortPass()(model)
 
 
 def replace_value(value: ir.Value, other: ir.Value) -> None:

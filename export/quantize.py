@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from cnngru_edge.calibration.ranges import Range, Ranges
 from cnngru_edge.export import lint, onnx_graph, quantize_cpu, quantize_tensorrt
@@ -63,18 +62,31 @@ def quantize_model(
     if frames is not None:
         _fix_length(model, frames)
     lower_grus(model, frames)
+    _separate(model)
     range_of = partial(_range_of, ranges)
     if rules is None:
         quantize_cpu.quantize(model, range_of)
     else:
         quantize_tensorrt.quantize(model, range_of, half=rules.strongly_typed)
-    common.RemoveUnusedNodesPass()(model)
-    for body in model.graph.subgraphs():
-        for name in [name for name, value in body.initializers.items() if not value.uses()]:
-            del body.initializers[name]
-    common.TopologicalSortPass()(model)
+    onnx_graph.drop_unused(model)
     if rules is not None:
         lint.check(model, rules)
+
+
+def _separate(model: ir.Model) -> None:
+    """A weight and a bias of its own for each convolution: equal ones may be stored only once."""
+    for node in model.graph:
+        if node.op_type != "Conv":
+            continue
+        for index, role in ((1, "weight"), (2, "bias")):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            if value is not None and value.is_initializer() and len(value.uses()) > 1:
+                name = f"{onnx_graph.module_of(node)}.{role}"
+                if name == value.name:
+                    continue
+                own = ir.Value(name=name, type=value.type, const_value=value.const_value)
+                model.graph.register_initializer(own)
+                node.replace_input_with(index, own)
 
 
 def _fix_length(model: ir.Model, frames: int) -> None:

@@ -77,11 +77,9 @@ def _quantize_product(tape: ir.tape.Tape, node: ir.Node, range_of: RangeOf) -> N
     scale, zero_point = integer.parameters(tape, f"{weight.name}_input", affine)
     inputs = [
         quantized,
-        tape.initializer(
-            ir.tensor(integer.quantize(values, scales, 0, np.int8)), name=f"{weight.name}_int8"
-        ),
+        integer.stored(tape, f"{weight.name}_int8", integer.quantize(values, scales, 0, np.int8)),
         scale,
-        tape.initializer(ir.tensor(scales), name=f"{weight.name}_scale"),
+        integer.stored(tape, f"{weight.name}_scale", scales),
         zero_point,
         None,
         _bias(node),
@@ -109,13 +107,14 @@ def _quantize_product_of_a_frame(tape: ir.tape.Tape, node: ir.Node) -> None:
         "block_size": block,
         "accuracy_level": _INT8_PRODUCTS,
     }
-    stored = [
-        tape.initializer(
-            ir.tensor(integers.reshape(outputs, blocks, block)), name=f"{weight.name}_int8"
-        ),
-        tape.initializer(ir.tensor(scales.reshape(outputs, blocks)), name=f"{weight.name}_scale"),
+    parameters = [
+        data,
+        integer.stored(tape, f"{weight.name}_int8", integers.reshape(outputs, blocks, block)),
+        integer.stored(tape, f"{weight.name}_scale", scales.reshape(outputs, blocks)),
+        None,
+        None,
+        _bias(node),
     ]
-    parameters = [data, *stored, None, None, _bias(node)]
     _write(node, tape.op("MatMulNBits", parameters, attributes, domain=_DOMAIN))
 
 
@@ -142,9 +141,11 @@ def _write(node: ir.Node, product: ir.Value) -> None:
 
 def _quantize_joined(tape: ir.tape.Tape, data: ir.Value, range_of: RangeOf) -> integer.Affine:
     """Put a pair on what a convolution reads, unless its parts are quantized already."""
-    concat = data.producer()
-    if concat is not None and concat.op_type == "Concat":
-        context, fresh = concat.inputs
+    node = data.producer()
+    if node is not None and node.op_type == "DequantizeLinear":
+        return integer.affine_of(node)
+    if node is not None and node.op_type == "Concat":
+        context, fresh = node.inputs
         assert context is not None
         assert fresh is not None
         dequantize = fresh.producer()
@@ -152,7 +153,7 @@ def _quantize_joined(tape: ir.tape.Tape, data: ir.Value, range_of: RangeOf) -> i
             # The context is the past of the same tensor: one scale, and integers are joined.
             affine = integer.affine_of(dequantize)
             parts = [integer.quantized(tape, context, affine), dequantize.inputs[0]]
-            joined = tape.op("Concat", parts, {"axis": concat.attributes["axis"].as_int()})
+            joined = tape.op("Concat", parts, {"axis": node.attributes["axis"].as_int()})
             _replace(data, named(joined, f"{data.name}_quantized"), affine, tape)
             return affine
     affine = integer.unsigned_affine(range_of(data))

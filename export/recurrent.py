@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from cnngru_edge.export.integer import Floats, named, values_of
-from cnngru_edge.export.onnx_graph import module_of, replace_value
+from cnngru_edge.export.onnx_graph import drop_unused, module_of, replace_value
 from cnngru_edge.models.errors import ExportError
 
 HIDDEN = "cnngru_edge.hidden"
@@ -37,20 +37,21 @@ def lower_grus(model: ir.Model, frames: int | None = None) -> None:
             times, without a loop, for inputs of exactly T frames.
 
     Raises:
-        ExportError: weights that are no constants, sequence lengths, a clip, batch-first layout, or
-            other activations than sigmoid and tanh.
+        ExportError: weights that are no float32 constants, sequence lengths, a clip, batch-first
+            layout, or other activations than sigmoid and tanh.
     """
     layers: Counter[str] = Counter()
-    for node in [node for node in model.graph if node.op_type == "GRU"]:
-        module = module_of(node) or (node.name or "gru").strip("/")
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for number, node in enumerate([node for node in model.graph if node.op_type == "GRU"]):
+        node.name = node.name or f"gru_{number}"
+        module = module_of(node) or node.name.strip("/")
         gru = _read(node, f"{module}.{{}}_l{layers[module]}")
         layers[module] += 1
         tape = ir.tape.Tape(model.graph)
-        _lower(_Builder(tape, f"{node.name or module}/"), node, gru, frames)
+        _lower(_Builder(tape, f"{node.name}/"), node, gru, frames)
         model.graph.insert_before(node, tape.nodes)
         model.graph.remove(node, safe=True)
-    common.RemoveUnusedNodesPass()(model)
-    common.TopologicalSortPass()(model)
+    drop_unused(model)
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,15 @@ def _read(node: ir.Node, weight_name: str) -> _Gru:
         "direction": direction not in {"forward", "reverse", "bidirectional"},
         "W": w is None or w.const_value is None,
         "R": r is None or r.const_value is None,
+        "type": w is not None and w.dtype not in {None, ir.DataType.FLOAT},
         "B": b is not None and b.const_value is None,
     }
     if any(unusual.values()):
         found = ", ".join(name for name, is_unusual in unusual.items() if is_unusual)
         raise ExportError(
             f"{node.name}: this GRU cannot be lowered because of its {found}; supported are "
-            "constant weights, sigmoid and tanh, (T, N, I) layout, no clip and no sequence lengths"
+            "constant float32 weights, sigmoid and tanh, (T, N, I) layout, no clip and no "
+            "sequence lengths"
         )
     assert w is not None
     assert r is not None
@@ -278,11 +281,14 @@ class _Builder:
         return self.constant(self.name(name), np.array(value, np.int64))
 
     def constant(self, name: str, value: np.ndarray) -> ir.Value:
-        """An initializer of the graph that the tape is for; the same one for the same name."""
+        """An initializer of the graph that the tape is for; one for the same name and value."""
         graph = self.tape.graph_like
         assert isinstance(graph, ir.Graph)
-        if name in graph.initializers:
-            return graph.initializers[name]
+        while (existing := graph.initializers.get(name)) is not None:
+            found = values_of(existing)
+            if found.dtype == value.dtype and np.array_equal(found, value):
+                return existing
+            name += "_"
         return self.tape.initializer(ir.tensor(np.array(value, order="C")), name=name)
 
     def linear(
@@ -318,8 +324,7 @@ class _Builder:
 
     def zeros(self, x: ir.Value, directions: int, size: int) -> ir.Value:
         """(directions, N, size) for x (T, N, I)."""
-        batch = self.tape.op("Shape", [x], {"start": 1, "end": 2})
-        batch.name = self.name("batch")
+        batch = self.op("Gather", self.op("Shape", x), self.ints("batch", [1]), axis=0)
         shape = self.op(
             "Concat",
             self.ints("directions", [directions]),
@@ -334,12 +339,15 @@ def _replace(value: ir.Value, lowered: ir.Value) -> None:
     """Let all read `lowered`; readers that undo its last step read what is before that step."""
     step = lowered.producer()
     assert step is not None
-    axis = step.inputs[1] if step.op_type == "Unsqueeze" else None
-    for reader in [use.node for use in value.uses()]:
-        if axis is not None and _removes(reader, int(values_of(axis).item())):
-            plain = step.inputs[0]
-            assert plain is not None
-            replace_value(reader.outputs[0], plain)
+    if step.op_type == "Unsqueeze":
+        plain, axes = step.inputs
+        assert plain is not None
+        assert axes is not None
+        for reader in [use.node for use in value.uses()]:
+            written = reader.outputs[0]
+            is_second_output = written.is_graph_output() and plain.is_graph_output()
+            if _removes(reader, int(values_of(axes).item())) and not is_second_output:
+                replace_value(written, plain)
     replace_value(value, lowered)
 
 

@@ -55,7 +55,7 @@ class LogMel(nn.Module):
         frames = self._frames(audio)
         after = frames[:, :, (self.spec.win_length + 1) // 2 :]
         # A periodic Hann window is symmetric but for the zero that it begins with.
-        before = frames[:, :, 1 : after.shape[2] + 1].flip(2)
+        before = frames[:, :, 1 : self.spec.win_length // 2 + 1].flip(2)
         real = torch.matmul(after + before, self.cosine)
         imaginary = torch.matmul(after - before, self.sine)
         mel = torch.matmul(real * real + imaginary * imaginary, self.mel)  # (N, T, M)
@@ -70,7 +70,8 @@ class LogMel(nn.Module):
         if surplus > 0:
             audio = audio[:, start:-surplus]
         else:
-            audio = nn.functional.pad(audio[:, start:], (0, -surplus))
+            filler = audio[:, :-surplus]  # for whole hops; cut off again below
+            audio = torch.cat([audio[:, start:], filler], dim=1)
         blocks = audio.reshape(audio.shape[0], -1, hop_length)
         parts = [blocks[:, i : i - hops + 1] for i in range(hops - 1)] + [blocks[:, hops - 1 :]]
         frames = torch.cat(parts, dim=2)

@@ -16,6 +16,8 @@ from cnngru_edge.runtime.session import (
 )
 
 _PROVIDER = "CPUExecutionProvider"
+_DISABLED = {"WeightBiasQuantization"}
+"""It quantizes the float bias of a graph for TensorRT, in FP16 to a scale that underflows."""
 
 
 class OrtSession:
@@ -26,7 +28,9 @@ class OrtSession:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors are raised; its warnings are about its own fusions
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=[_PROVIDER])
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=[_PROVIDER], disabled_optimizers=_DISABLED
+            )
         except Exception as e:  # its exceptions have no common base but this
             reason = str(e).strip().splitlines()[-1]
             raise SessionError(f"{path}: ONNX Runtime does not open it ({reason})") from e

@@ -1,10 +1,14 @@
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
+from onnx import parser
 
+from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export import onnx_graph
 from cnngru_edge.export.onnx_graph import export_onnx
+from cnngru_edge.models.errors import ExportError
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
 from cnngru_edge.runtime.audio import read_audio
 from cnngru_edge.runtime.session import PRECISION_KEY, open_session
@@ -44,13 +48,29 @@ def test_weights_are_named_after_their_modules(proto):
     assert {"convs.0.conv.weight", "grus.0.W", "grus.0.R", "grus.0.B", "head.weight"} <= names
 
 
-def test_the_dft_kernel_is_not_stored(proto, exported, kws12):
+def test_the_front_ends_matrices_are_not_stored(proto, exported, kws12):
     weights = sum(4 * p.numel() for p in kws12.for_export().parameters())
-    # Mel matrix (41 KB), window, one period of the cosine, names: not the 1 MB of the kernel.
-    assert (exported / "model.fp32.onnx").stat().st_size < weights + 80_000
+    # Names, nodes and what the matrices are computed from; they would take 0.5 MB.
+    assert (exported / "model.fp32.onnx").stat().st_size < weights + 30_000
 
 
-def test_onnx_runtime_folds_the_kernel_when_it_loads(exported, tmp_path):
+def test_the_front_end_computes_its_matrices(proto, kws12):
+    names = [
+        node.input[1]
+        for node in proto.graph.node
+        if node.op_type == "MatMul" and node.name.startswith(FRONTEND_NODES)
+    ]
+    typed = onnx.shape_inference.infer_shapes(proto)
+    computed = onnx.utils.Extractor(typed).extract_model([], names)
+    session = onnxruntime.InferenceSession(
+        computed.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    expected = (kws12.log_mel.cosine, kws12.log_mel.sine, kws12.log_mel.mel)
+    for found, matrix in zip(session.run(names, {}), expected, strict=True):
+        np.testing.assert_allclose(found, matrix.numpy(), rtol=0, atol=2e-6)
+
+
+def test_onnx_runtime_folds_the_matrices_when_it_loads(exported, tmp_path):
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
@@ -58,7 +78,60 @@ def test_onnx_runtime_folds_the_kernel_when_it_loads(exported, tmp_path):
         exported / "model.fp32.onnx", options, providers=["CPUExecutionProvider"]
     )
     nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
-    assert not {"Range", "Mod"} & {node.op_type for node in nodes}
+    assert not {"Cos", "Sin", "Round"} & {node.op_type for node in nodes}
+    assert not [node.name for node in nodes if node.name.startswith(f"{FRONTEND_NODES}constants/")]
+
+
+def test_no_reshape_reads_its_target_off_a_shape(proto):
+    stored = {i.name for i in proto.graph.initializer}
+    targets = [node.input[1] for node in proto.graph.node if node.op_type == "Reshape"]
+    assert len(targets) == 2  # the front-end's hops, and what the GRU reads
+    assert set(targets) <= stored
+
+
+RESHAPE = """
+<ir_version: 8, opset_import: ["" : 17]>
+reshape (float[A,B,3,2] x, float[A,B] other) => (float[K,L,M] y)
+<int64 i0 = {0}, int64 i1 = {1}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2},
+ int64[1] rest = {-1}, int64[1] last = {6}> {
+  shape = Shape(x)
+  d0 = Gather(shape, i0)
+  d1 = Gather(shape, i1)
+  a = Unsqueeze(d0, zero)
+  b = Unsqueeze(d1, zero)
+  both = Slice(shape, zero, two)
+  second = Slice(shape, one, two)
+  target = Concat<axis = 0>(TARGET)
+  y = Reshape(x, target)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("a, b, rest", [0, 0, -1]),
+        ("both, last", [0, 0, 6]),
+        ("a, rest, two", [0, -1, 2]),
+        ("a, second, rest", [0, 0, -1]),
+    ],
+)
+def test_a_reshape_copies_the_dimensions_that_it_keeps(target, expected):
+    graph = ir.from_proto(parser.parse_model(RESHAPE.replace("TARGET", target)))
+    onnx_graph.copy_leading_dimensions(graph)
+    (node,) = graph.graph
+    assert node.inputs[1].const_value.numpy().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "target"),
+    [("Shape(x)", "b, a, rest"), ("Shape(x)", "rest, a"), ("Shape(other)", "a, b, rest")],
+    ids=["swapped", "moved", "of-another"],
+)
+def test_a_reshape_to_other_dimensions_is_refused(old, target):
+    text = RESHAPE.replace("TARGET", target).replace("Shape(x)", old)
+    with pytest.raises(ExportError, match="a Reshape to something else than its input's dimens"):
+        onnx_graph.copy_leading_dimensions(ir.from_proto(parser.parse_model(text)))
 
 
 # The last bit of a float can round to the next of 255 steps, which the layers after it pass on.

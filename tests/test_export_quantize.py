@@ -1,23 +1,26 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
-from cnngru_edge.calibration.collect import calibrate
+from cnngru_edge.calibration.collect import FRONTEND_NODES, calibrate
 from cnngru_edge.calibration.ranges import CalibrateConfig, Range, Ranges
-from cnngru_edge.export import integer
+from cnngru_edge.export import integer, onnx_graph, quantize_cpu
 from cnngru_edge.export.compare import compare
-from cnngru_edge.export.inspection import inspect
 from cnngru_edge.export.onnx_graph import export_onnx, file_sha256
-from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.models.errors import CalibrationError
+from cnngru_edge.export.quantize import MAX_FRAMES, TARGETS, quantize_onnx
+from cnngru_edge.export.recurrent import RECURRENT
+from cnngru_edge.models.cnn_gru import CnnGru
+from cnngru_edge.models.errors import CalibrationError, ExportError
+from cnngru_edge.models.spec import ConvSpec, FeatureSpec, ModelSpec
 from cnngru_edge.runtime.audio import read_audio
 from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY, open_session
 from cnngru_edge.runtime.stream import clip_logits
@@ -67,6 +70,10 @@ def test_an_int32_saturates():
     assert integer.quantize(big, np.float32(1), 0, np.int32).tolist() == [limits.max, limits.min]
 
 
+def range_of(low, high):
+    return Range(low, high, low, high, 0.0, 0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "scale", "zero_point"),
     [
@@ -76,9 +83,19 @@ def test_an_int32_saturates():
         (0.0, 0.0, 1 / 255, 0),
     ],
 )
-def test_an_activation_uses_the_whole_of_a_byte(low, high, scale, zero_point):
-    affine = integer.activation_affine(Range(low, high, low, high, 0.0, 0.0, 0.0))
+def test_an_unsigned_activation_uses_the_whole_of_a_byte(low, high, scale, zero_point):
+    affine = integer.unsigned_affine(range_of(low, high))
     assert affine == integer.Affine(np.float32(scale), np.uint8(zero_point))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "scale"),
+    [(0.0, 25.4, 0.2), (-1.0, 1.0, 1 / 127), (-2.54, 1.0, 0.02), (0.0, 0.0, 1 / 127)],
+)
+def test_a_signed_activation_is_symmetric_about_zero(low, high, scale):
+    affine = integer.symmetric_affine(range_of(low, high))
+    assert affine == integer.Affine(np.float32(scale), np.int8(0))
+    assert affine.zero_point.dtype == np.int8
 
 
 def test_a_dead_channel_keeps_its_bias():
@@ -91,43 +108,155 @@ def test_a_dead_channel_keeps_its_bias():
     np.testing.assert_allclose(integers * (0.1 * held.astype(np.float64)), [3.0, 3.0], rtol=1e-6)
 
 
+LOOP = """
+<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+loop (float[N,K] h0, float[T,N,K] x) => (float[N,K] hn, float[T,N,J] y) {
+  hn, y = Scan<num_scan_inputs = 1, body = step (float[N,K] h, float[N,K] x_t)
+      => (float[N,K] h_next, float[N,J] y_t) <float[1] weight = {0}, float[1] bias = {0}> {
+    h_next = Identity(x_t)
+    product = MatMul(x_t, weight)
+    y_t = Add(product, bias)
+  }>(h0, x)
+}
+"""
+
+
+@pytest.mark.parametrize("size", [1, 5, 16, 100, 128, 130, 300])
+def test_a_product_in_a_loop_is_of_integers_in_blocks(size, rng):
+    weight = rng.standard_normal((size, 24)).astype(np.float32)
+    weight[:, 3] = 0
+    bias = rng.standard_normal(24).astype(np.float32)
+    model = ir.from_proto(parser.parse_model(LOOP))
+    body = next(model.graph.subgraphs())
+    for name, values in (("weight", weight), ("bias", bias)):
+        stored = body.initializers[name]
+        stored.const_value, stored.shape = ir.tensor(values), ir.Shape(values.shape)
+    next(node for node in body if node.op_type == "MatMul").outputs[0].meta[RECURRENT] = True
+    quantize_cpu.quantize(model, lambda value: pytest.fail("its range is found frame by frame"))
+    node = next(node for node in body if node.op_type == "MatMulNBits")
+    integers, scales = (value.const_value.numpy() for value in node.inputs[1:3])
+    restored = (integers.astype(np.float32) - 128) * scales[..., None]
+    restored = restored.reshape(24, -1)
+    assert not restored[:, size:].any()
+    step = np.repeat(scales, integers.shape[2], axis=1)[:, :size]
+    assert np.all(np.abs(restored[:, :size] - weight.T) <= 0.5001 * step)
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    x = rng.uniform(-1, 1, (4, 2, size)).astype(np.float32)
+    found = session.run(["y"], {"h0": x[0], "x": x})[0]
+    expected = x @ weight + bias
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
 def optimized(path, folder):
-    """The nodes that ONNX Runtime really runs."""
+    """The nodes that ONNX Runtime really runs, those of loops too."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.log_severity_level = 3
     onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return onnx.load(folder / "optimized.onnx").graph
+    return list(ir.load(folder / "optimized.onnx").graph.all_nodes())
 
 
-def test_convolutions_and_linear_layers_run_in_integers(exported, tmp_path):
-    graph = optimized(exported / "model.int8.onnx", tmp_path)
-    count = Counter(node.op_type for node in graph.node)
-    assert count["QLinearConv"] == 4
-    assert count["MatMulIntegerToFloat"] == 1
-    assert count["Relu"] == 0  # clipping at zero point 0 is one
-    # What is left in float: the front-end's two products, and the GRU.
-    assert (count["Conv"], count["MatMul"], count["GRU"]) == (1, 1, 1)
-    convolutions = [node for node in graph.node if node.op_type == "QLinearConv"]
-    types = {i.name: i.data_type for i in graph.initializer}
-    assert {types[node.input[3]] for node in convolutions} == {TensorProto.INT8}
-    assert {types[node.input[2]] for node in convolutions} == {TensorProto.UINT8}
+@pytest.fixture(scope="module")
+def run_nodes(exported, tmp_path_factory):
+    return optimized(exported / "model.int8.onnx", tmp_path_factory.mktemp("optimized"))
 
 
-def test_all_weights_are_int8_but_the_front_ends(exported):
-    coverage = inspect(exported / "model.int8.onnx")["coverage"]
-    assert coverage["weights_int8"] == 1.0
-    assert {(layer["name"], layer["precision"]) for layer in coverage["layers"]} == {
-        *((f"convs.{i}.conv", "int8") for i in range(4)),
-        ("grus.0", "int8"),
-        ("head", "int8"),
-    }
-    assert inspect(exported / "model.fp32.onnx")["coverage"]["weights_int8"] == 0.0
+def weighted(nodes):
+    """How many operators have weights, by type, outside the front-end."""
+    return Counter(
+        node.op_type
+        for node in nodes
+        if any(part in node.op_type for part in ("Conv", "MatMul", "Gemm", "GRU"))
+        and not node.name.startswith(FRONTEND_NODES)
+    )
 
 
-def test_it_is_a_third_of_the_size(exported):
+def test_every_operator_with_weights_runs_in_integers(run_nodes):
+    assert weighted(run_nodes) == {"QLinearConv": 4, "MatMulIntegerToFloat": 2, "MatMulNBits": 1}
+
+
+def test_only_the_product_with_the_state_is_in_a_loop(run_nodes):
+    (scan,) = (node for node in run_nodes if node.op_type == "Scan")
+    assert weighted(scan.attributes["body"].as_graph()) == {"MatMulNBits": 1}
+
+
+def test_a_relu_is_where_the_integers_end(run_nodes):
+    assert "Relu" not in {node.op_type for node in run_nodes}
+
+
+def test_weights_are_signed_and_activations_are_not(run_nodes):
+    convolutions = [node for node in run_nodes if node.op_type == "QLinearConv"]
+    products = [node for node in run_nodes if node.op_type == "MatMulIntegerToFloat"]
+    weights = [node.inputs[3] for node in convolutions] + [node.inputs[1] for node in products]
+    zero_points = [node.inputs[2] for node in convolutions] + [node.inputs[4] for node in products]
+    assert {value.dtype for value in weights} == {ir.DataType.INT8}
+    assert {value.dtype for value in zero_points} == {ir.DataType.UINT8}
+
+
+def test_every_weight_is_stored_in_a_byte(exported, kws12):
+    graph = onnx_graph.load(exported / "model.int8.onnx").graph
+    stored = [
+        value.const_value
+        for body in (graph, *graph.subgraphs())
+        for value in body.initializers.values()
+        if value.dtype in {ir.DataType.INT8, ir.DataType.UINT8} and value.shape.rank() > 1
+    ]
+    # Of this model, no block is padded.
+    weights = [p for name, p in kws12.for_export().named_parameters() if "weight" in name]
+    assert sum(tensor.size for tensor in stored) == sum(p.numel() for p in weights)
+
+
+def test_the_file_is_less_than_a_third_as_large(exported):
     sizes = [(exported / f"model.{p}.onnx").stat().st_size for p in ("int8", "fp32")]
-    assert sizes[0] < sizes[1] / 3
+    assert sizes[0] <= 0.30 * sizes[1]
+
+
+def test_a_tensor_that_is_only_moved_keeps_its_scale(exported):
+    graph = onnx_graph.load(exported / "model.int8.onnx").graph
+    product = next(node for node in graph if node.op_type == "MatMulIntegerToFloat")
+    value, moves = product.inputs[0], 0
+    while value.producer().op_type in integer.LAYOUT:
+        value, moves = value.producer().inputs[0], moves + 1
+    quantize = value.producer()
+    assert moves == 3  # (N, C, T, F) to (T, N, C F)
+    assert quantize.op_type == "QuantizeLinear"
+    assert quantize.inputs[0].producer().op_type == "Relu"
+    for found, expected in (
+        (product.inputs[2], quantize.inputs[1]),
+        (product.inputs[4], quantize.inputs[2]),
+    ):
+        assert found.const_value.numpy() == expected.const_value.numpy()
+
+
+def test_the_past_of_a_tensor_has_its_scale(exported):
+    graph = onnx_graph.load(exported / "model.int8.onnx").graph
+    joined = [
+        [value.producer() for value in node.inputs]
+        for node in graph
+        if node.op_type == "Concat" and node.name.endswith("_quantized")
+    ]
+    assert len(joined) == 3  # of four convolutions; the first reads floats
+    for context, fresh in joined:
+        assert context.op_type == fresh.op_type == "QuantizeLinear"
+        for index in (1, 2):
+            found, expected = (node.inputs[index].const_value for node in (context, fresh))
+            assert found.numpy() == expected.numpy()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("frames", [None, 1], ids="{} frames".format)
+def test_the_hidden_state_is_never_calibrated(exported, tmp_path, target, frames):
+    source = exported / "model.fp32.onnx"
+    ranges = Ranges.load(exported / "ranges.json", file_sha256(source))
+    hidden = {name for name in ranges.tensors if name.startswith("/grus.")}
+    assert hidden
+    wild = {n: range_of(-9.0, 1e6) if n in hidden else r for n, r in ranges.tensors.items()}
+    replace(ranges, tensors=wild).save(tmp_path / "ranges.json")
+    quantize_onnx(source, exported / "ranges.json", tmp_path / "a.onnx", target, frames)
+    quantize_onnx(source, tmp_path / "ranges.json", tmp_path / "b.onnx", target, frames)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
 def test_it_answers_as_the_float_model_does(exported, demo):
@@ -141,18 +270,55 @@ def test_it_answers_as_the_float_model_does(exported, demo):
     assert comparison.reference_accuracy > 0.85
 
 
-def test_logits_are_close_to_the_float_models(exported, demo):
+def sqnr(reference, candidate, clips):
+    """Of the logits, in dB."""
     signal = noise = 0.0
-    with (
-        open_session(exported / "model.fp32.onnx") as reference,
-        open_session(exported / "model.int8.onnx") as candidate,
-    ):
-        for clip in demo.of("eval")[::10]:
-            samples = read_audio(clip.path, 16_000).samples
-            expected, found = (clip_logits(s, samples) for s in (reference, candidate))
+    with open_session(reference) as a, open_session(candidate) as b:
+        for clip in clips:
+            samples = read_audio(clip.path, a.spec.features.sample_rate).samples
+            expected, found = (clip_logits(session, samples) for session in (a, b))
             signal += float(np.sum(expected**2))
             noise += float(np.sum((found - expected) ** 2))
-    assert 10 * np.log10(signal / noise) > 20  # dB
+    return 10 * np.log10(signal / noise)
+
+
+def test_logits_are_close_to_the_float_models(exported, demo):
+    found = sqnr(exported / "model.fp32.onnx", exported / "model.int8.onnx", demo.of("eval")[::10])
+    assert found > 30
+
+
+@pytest.mark.parametrize("frames", [1, 4, 8], ids="{} frames".format)
+def test_chunks_of_a_fixed_length_give_the_same(exported, demo, tmp_path, frames):
+    source, path = exported / "model.fp32.onnx", tmp_path / "chunk.onnx"
+    quantize_onnx(source, exported / "ranges.json", path, frames=frames)
+    assert sqnr(source, path, demo.of("eval")[::25]) > 30
+    nodes = optimized(path, tmp_path)
+    assert not {"GRU", "Loop", "Scan"} & {node.op_type for node in nodes}
+    assert set(weighted(nodes)) <= {"QLinearConv", "MatMulIntegerToFloat", "MatMulNBits"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("frames", [0, MAX_FRAMES + 1])
+def test_lengths_without_a_graph_are_refused(exported, tmp_path, target, frames):
+    with pytest.raises(
+        ExportError, match=rf"^a graph without loops takes 1 to 8 frames, got {frames}$"
+    ):
+        quantize_onnx(
+            exported / "model.fp32.onnx",
+            exported / "ranges.json",
+            tmp_path / "out.onnx",
+            target,
+            frames,
+        )
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_quantized_graph_is_not_quantized_again(exported, tmp_path, target):
+    with pytest.raises(ExportError, match=r"model\.int8\.onnx: already quantized"):
+        quantize_onnx(
+            exported / "model.int8.onnx", exported / "ranges.json", tmp_path / "out.onnx", target
+        )
 
 
 def test_where_it_comes_from_travels_inside(exported):
@@ -161,13 +327,19 @@ def test_where_it_comes_from_travels_inside(exported):
         assert session.metadata[SOURCE_KEY] == file_sha256(exported / "model.fp32.onnx")
 
 
+def calibrated(model, demo, folder):
+    """A model's float graph and its ranges on a few clips."""
+    source, ranges_path = folder / "float.onnx", folder / "ranges.json"
+    export_onnx(model.for_export(), source)
+    ranges, _ = calibrate(source, [c.path for c in demo.clips[:8]], CalibrateConfig(min_clips=1))
+    ranges.save(ranges_path)
+    return source, ranges_path, ranges
+
+
 def test_a_tensor_without_a_range_is_named(tiny, demo, tmp_path):
-    source, ranges_path = tmp_path / "tiny.onnx", tmp_path / "ranges.json"
-    export_onnx(tiny.for_export(), source)
-    clips = [clip.path for clip in demo.clips[:4]]
-    ranges, _ = calibrate(source, clips, CalibrateConfig(min_clips=1))
+    source, ranges_path, ranges = calibrated(tiny, demo, tmp_path)
     tensors = {k: v for k, v in ranges.tensors.items() if k != "/convs.1/Relu_output_0"}
-    Ranges(**vars(ranges) | {"tensors": tensors}).save(ranges_path)
+    replace(ranges, tensors=tensors).save(ranges_path)
     with pytest.raises(
         CalibrationError, match=r"no range for the tensor '/convs\.1/Relu_output_0'"
     ):
@@ -176,13 +348,38 @@ def test_a_tensor_without_a_range_is_named(tiny, demo, tmp_path):
 
 
 def test_several_layers_are_quantized(tiny, demo, tmp_path):
-    source, ranges_path = tmp_path / "tiny.onnx", tmp_path / "ranges.json"
-    export_onnx(tiny.for_export(), source)
-    ranges, _ = calibrate(source, [c.path for c in demo.clips[:8]], CalibrateConfig(min_clips=1))
-    ranges.save(ranges_path)
+    source, ranges_path, _ = calibrated(tiny, demo, tmp_path)
     quantize_onnx(source, ranges_path, tmp_path / "out.onnx")
-    layers = inspect(tmp_path / "out.onnx")["coverage"]["layers"]
-    assert [layer["name"] for layer in layers] == [
-        "convs.0.conv", "convs.1.conv", "grus.0", "grus.1", "head",
-    ]  # fmt: skip
-    assert {layer["precision"] for layer in layers} == {"int8"}
+    assert weighted(optimized(tmp_path / "out.onnx", tmp_path)) == {
+        "QLinearConv": 2,
+        "MatMulIntegerToFloat": 3,
+        "MatMulNBits": 2,
+    }
+    assert sqnr(source, tmp_path / "out.onnx", demo.clips[:8]) > 15
+
+
+def small_model(*convs):
+    features = FeatureSpec(n_fft=164, win_length=160, hop_length=80, n_mels=8)
+    return CnnGru(ModelSpec(("yes", "no"), features, convs, hidden_size=8)).eval()
+
+
+@pytest.mark.parametrize("kernels", [(1, 1), (1, 3), (3, 1)], ids="{0[0]}-{0[1]}".format)
+def test_convolutions_may_carry_no_past(demo, tmp_path, kernels):
+    model = small_model(*(ConvSpec(4, (frames, 3)) for frames in kernels))
+    for block in model.convs:
+        torch.nn.init.normal_(block.norm.bias)
+    source, ranges_path, _ = calibrated(model, demo, tmp_path)
+    quantize_onnx(source, ranges_path, tmp_path / "out.onnx")
+    assert sqnr(source, tmp_path / "out.onnx", demo.clips[:8]) > 20
+
+
+def test_layers_may_share_their_numbers(demo, tmp_path):
+    """The exporter keeps equal tensors once, like all the biases of a model without training."""
+    model = small_model(*[ConvSpec(4, (3, 3))] * 3)
+    bias = torch.randn(4)
+    for block in model.convs:
+        block.norm.bias.data.copy_(bias)
+    model.convs[2].conv.weight.data.copy_(model.convs[1].conv.weight)
+    source, ranges_path, _ = calibrated(model, demo, tmp_path)
+    quantize_onnx(source, ranges_path, tmp_path / "out.onnx")
+    assert sqnr(source, tmp_path / "out.onnx", demo.clips[:8]) > 20
