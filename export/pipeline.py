@@ -147,6 +147,18 @@ def export(
     return report
 
 
+def quantize(
+    graph: Path, ranges: Path, out: Path, target: str, frames: int | None, min_coverage: float
+) -> Coverage | None:
+    """Write an INT8 graph if enough of it is in INT8; its receipt, where that can be had here."""
+    with _staged(out.parent) as stage:
+        quantize_onnx(graph, ranges, stage / out.name, target, frames)
+        receipt = coverage(stage / out.name, target)
+        if receipt is not None:
+            receipt.check(str(out), min_coverage)
+    return receipt
+
+
 def _receipts(stage: Path, min_coverage: float) -> dict[str, Coverage]:
     """What each INT8 artefact computes in, checked; builds the engines where that is possible."""
     receipts = {}

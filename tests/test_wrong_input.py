@@ -39,7 +39,7 @@ JSON_FIELDS = ["path", "label", "score", "scores", "duration_s", "latency_ms"]
 JSON_FIELDS += ["backend", "device", "precision"]
 CHECK_FIELDS = ["reference_label", "agrees", "max_abs_error"]
 
-_BAR = re.compile(r"(trace|calibrate|quantize|compare) +[━╸╺ ]* +\d+/\d+ .*\n")
+_BAR = re.compile(r"(trace|calibrate|quantize|build|compare) +[━╸╺ ]* +\d+/\d+ .*\n")
 
 
 class Outcome:
