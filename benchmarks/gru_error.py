@@ -9,8 +9,8 @@ explicit cell, and through the INT8 graph, each with its own state; both show wh
 A second INT8 stream takes over the float state at the start of each window. When the two have come
 as close as their rounding lets them, nothing is left of what was wrong before the window: errors
 do not add up. The slope of the error is a second look. What is heard moves the error far more than
-time does, so that over a minute it shows nothing (`not seen`); with --laps 60, the same minute again
-and again for an hour, it can exclude a growth of NEGLIGIBLE (`no`).
+time does, so that a minute shows nothing of it (`not seen`); with --laps 60, the same minute again
+and again for an hour, a growth of NEGLIGIBLE can be excluded (`no`).
 """
 
 import json
