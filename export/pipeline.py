@@ -192,9 +192,15 @@ def _staged(out: Path) -> Iterator[Path]:
     out.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
-            yield Path(folder)
-            for path in sorted(Path(folder).iterdir()):
-                path.replace(out / path.name)
+            try:
+                yield Path(folder)
+                for path in sorted(Path(folder).iterdir()):
+                    path.replace(out / path.name)
+            except OSError as e:
+                # Named after where the file was to go.
+                if e.filename and Path(e.filename).parent == Path(folder):
+                    e.filename = str(out / Path(e.filename).name)
+                raise
     except BaseException:
         for parent in missing:
             with suppress(OSError):

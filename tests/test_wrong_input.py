@@ -516,7 +516,7 @@ def test_a_full_disk_leaves_the_old_files(tiny_checkpoint, exported, old, tmp_pa
     temporary.mkdir()
     graph, ranges = exported / "model.fp32.onnx", exported / "ranges.json"
     args, full = {
-        "export": ([tiny_checkpoint, "--out", old], rf"{old}/\.export-.+/model\.ts"),
+        "export": ([tiny_checkpoint, "--out", old], rf"{old}/model\.ts"),
         "calibrate": ([graph, "--out", old / "ranges.json"], rf"{temporary}/.+/observed\.onnx"),
         "quantize": (
             [graph, "--ranges", ranges, "--out", old / "model.int8.onnx"],
