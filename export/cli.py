@@ -243,7 +243,7 @@ def export(
             chunk_frames=chunk_frames,
             progress=_advance(bar),
         )
-    print_summary(report, Console())
+    print_summary(report, Console(markup=False))
     _report_skipped(report.errors)
 
 
@@ -395,7 +395,7 @@ def compare(
     if as_json:
         click.echo(comparison_json(comparison))
     else:
-        print_comparison(comparison, Console())
+        print_comparison(comparison, Console(markup=False))
     _report_skipped(errors)
     if not comparison.passed:
         sys.exit(1)
@@ -447,7 +447,7 @@ def inspect(artefact: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
-        print_inspection(found, Console())
+        print_inspection(found, Console(markup=False))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ of it: ONNX Runtime's optimized graph and profile, or TensorRT-RTX's build log.
 
 import json
 import math
+import platform
 import re
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export.onnx_graph import module_of
 from cnngru_edge.models.errors import ExportError
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
+from cnngru_edge.runtime.ort_session import DISABLED_OPTIMIZERS
 
 INT8 = "int8"
 
@@ -36,8 +38,11 @@ _INTEGER = {
     "QLinearMatMul",
 }
 _FLOAT = {"Conv", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "Gemm", "MatMul"}
+_DISABLED = {*DISABLED_OPTIMIZERS, "NchwcTransformer"}
+"""Those of the runtime, and the one that pads the weights of float convolutions."""
 _DTYPES = {"float": "fp32", "float16": "fp16"}
 _WEIGHT_BYTES = {"Int8": 1, "Half": 2}
+_UNKNOWN = "(not found)"
 _SUFFIXES = re.compile(r"(_int8|_quantized|_dequantized|_half)+$")
 
 
@@ -98,7 +103,9 @@ class Coverage:
 
 def onnxruntime_coverage(path: Path) -> Coverage:
     """Of an ONNX file on this machine's CPU: from the graph that ONNX Runtime runs, and a run."""
-    source = f"onnxruntime {onnxruntime.__version__}: optimized graph and profile"
+    source = (
+        f"onnxruntime {onnxruntime.__version__} on {platform.machine()}: optimized graph, profile"
+    )
     return Coverage(source, _run(path, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL))
 
 
@@ -154,7 +161,7 @@ class _BuiltLayer:
         )
 
     def comes_from(self, node: str) -> bool:
-        return re.search(re.escape(node) + r"(?![\d/])", self.names) is not None
+        return re.search(re.escape(node) + r"(?!_?\d|/)", self.names) is not None
 
     def holding(self, weight: ir.Value) -> str | None:
         """The data type in which this layer holds a weight, if it does."""
@@ -187,7 +194,9 @@ def _run(path: Path, level: onnxruntime.GraphOptimizationLevel) -> tuple[Layer, 
         options.profile_file_prefix = str(Path(folder) / "profile")
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+        )
         metadata = session.get_modelmeta().custom_metadata_map
         spec = ModelSpec.from_json(metadata[METADATA_KEY])
         whole = spec.features.sample_rate // spec.chunk_length * spec.chunk_length
@@ -209,14 +218,22 @@ def _run(path: Path, level: onnxruntime.GraphOptimizationLevel) -> tuple[Layer, 
         executions = ran.get(node.name or "", [])
         count = _count(node, weight)
         macs = sum(count * _positions(node, weight, args) for args in executions)
-        before = found.get(name)
-        found[name] = Layer(
+        layer = Layer(
             name,
             _precision(node, weight, executions),
             count,
             _stored_bytes(weight),
-            round(macs / seconds) + (before.macs if before else 0),
+            round(macs / seconds),
         )
+        if before := found.get(name):  # the same weight in several frames
+            precisions = {*before.precision.split("+"), layer.precision}
+            layer = replace(
+                layer, precision="+".join(sorted(precisions)), macs=layer.macs + before.macs
+            )
+        found[name] = layer
+    if missing := spec.weights - sum(layer.weights for layer in found.values()):
+        # Of operators that are not known here: whatever they are, they are no proof of INT8.
+        found[_UNKNOWN] = Layer(_UNKNOWN, "not known", abs(missing), 0, 0)
     return tuple(found.values())
 
 
@@ -343,4 +360,7 @@ def multiplies_integers(accuracy_level: int) -> bool:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return not session.run(None, {"x": x})[0].any()
+    try:
+        return not session.run(None, {"x": x})[0].any()
+    except Exception:  # without a kernel for it; its exceptions have no common base but this
+        return False

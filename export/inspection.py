@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from cnngru_edge.export.coverage import Coverage, onnxruntime_coverage
-from cnngru_edge.export.engine import build_rtx, read_manifest, rtx_is_installed
+from cnngru_edge.export.engine import (
+    ENGINE_SUFFIX,
+    build_rtx,
+    read_manifest,
+    rtx_is_installed,
+)
 from cnngru_edge.export.onnx_graph import file_sha256
 from cnngru_edge.export.targets import CPU
 from cnngru_edge.models.errors import ExportError
 from cnngru_edge.runtime.session import TARGET_KEY, open_session
-
-ENGINE_SUFFIX = ".engine"
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def _inspect_engine(path: Path) -> dict[str, Any]:
         "sha256": manifest["sha256"],
         "size_bytes": path.stat().st_size,
         "backend": manifest["builder"],
-        "target": f"compute capability {', '.join(manifest['compute_capabilities'])}",
-        "precision": "int8",
+        "target": f"compute capability {', '.join(map(str, manifest['compute_capabilities']))}",
+        "precision": "+".join(sorted({x["precision"] for x in manifest["coverage"]["layers"]})),
         **{key: manifest[key] for key in ("inputs", "outputs", "spec", "coverage")},
     }

@@ -1,7 +1,6 @@
 """The whole chain from a checkpoint to checked artefacts, written all together or not at all."""
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from cnngru_edge.export.parity import Parity, check_parity
 from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.export.targets import CPU, MIN_COVERAGE
 from cnngru_edge.export.torchscript import export_torchscript
-from cnngru_edge.models.atomic import write_file
+from cnngru_edge.models.atomic import staged, write_file
 from cnngru_edge.models.checkpoint import load_checkpoint
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import AudioError, CorpusError, ExportError
@@ -68,7 +67,7 @@ Progress = Callable[[str, int, int], None]
 def trace(model: CnnGru, out: Path, clips: Sequence[Samples]) -> list[Parity]:
     """Write TorchScript and float ONNX of a model, if both equal torch on these clips."""
     folded = model.for_export()
-    with _staged(out) as stage:
+    with staged(out) as stage:
         export_torchscript(folded, stage / TORCHSCRIPT)
         export_onnx(folded, stage / FLOAT)
         # Against the model as it was trained: folding the batch norms is part of what is checked.
@@ -100,7 +99,7 @@ def export(
     if not evaluation:
         raise CorpusError(f"{corpus.root}: no clips in the set 'eval' to compare on")
     match_labels(corpus.clips, model.spec.labels)  # before the long part, not after it
-    with _staged(out) as stage:
+    with staged(out) as stage:
         with _timed(report, "trace"):
             report.parity = trace(model, stage, parity_clips(calibration, model.spec))
             progress("trace", 1, 1)
@@ -151,7 +150,7 @@ def quantize(
     graph: Path, ranges: Path, out: Path, target: str, frames: int | None, min_coverage: float
 ) -> Coverage | None:
     """Write an INT8 graph if enough of it is in INT8; its receipt, where that can be had here."""
-    with _staged(out.parent) as stage:
+    with staged(out.parent) as stage:
         quantize_onnx(graph, ranges, stage / out.name, target, frames)
         receipt = coverage(stage / out.name, target)
         if receipt is not None:
@@ -166,7 +165,8 @@ def _receipts(stage: Path, min_coverage: float) -> dict[str, Coverage]:
         if receipt := coverage(stage / name, target):
             receipts[name] = receipt
     if rtx_is_installed():
-        receipts |= {name: write_engine(stage / ENGINES[name], stage / name) for name in ENGINES}
+        for name, source in ENGINES.items():
+            receipts[name] = write_engine(stage / source, stage / name, min_coverage=0)
     for name, receipt in receipts.items():
         receipt.check(name, min_coverage)
     return receipts
@@ -183,29 +183,6 @@ def parity_clips(clips: Iterable[Clip], spec: ModelSpec) -> list[Samples]:
     if not found:
         raise CorpusError("no recording for calibration can be read")
     return found
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A folder whose files move to `out` when the block succeeds, and vanish when it does not."""
-    missing = [parent for parent in (out, *out.parents) if not parent.exists()]
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
-            try:
-                yield Path(folder)
-                for path in sorted(Path(folder).iterdir()):
-                    path.replace(out / path.name)
-            except OSError as e:
-                # Named after where the file was to go.
-                if e.filename and Path(e.filename).parent == Path(folder):
-                    e.filename = str(out / Path(e.filename).name)
-                raise
-    except BaseException:
-        for parent in missing:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
 
 
 @contextmanager

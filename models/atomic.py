@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -28,3 +30,26 @@ def write_file(path: Path, data: bytes) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder whose files move to `out` when the block succeeds, and vanish when it does not."""
+    missing = [parent for parent in (out, *out.parents) if not parent.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+            try:
+                yield Path(folder)
+                for path in sorted(Path(folder).iterdir()):
+                    path.replace(out / path.name)
+            except OSError as e:
+                # Named after where the file was to go.
+                if e.filename and Path(e.filename).parent == Path(folder):
+                    e.filename = str(out / Path(e.filename).name)
+                raise
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+        raise

@@ -81,7 +81,8 @@ class LogMel(nn.Module):
 def heard_bins(spec: FeatureSpec) -> tuple[int, int]:
     """The first and the last bin of the DFT between f_min and f_max: the mel filters' own."""
     width = spec.sample_rate / spec.n_fft
-    return math.floor(spec.f_min / width), math.ceil(spec.f_max / width)
+    last = min(math.ceil(spec.f_max / width), spec.n_fft // 2)
+    return math.floor(spec.f_min / width), last
 
 
 def half_window(spec: FeatureSpec) -> tuple[Tensor, Tensor]:

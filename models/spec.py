@@ -137,6 +137,17 @@ class ModelSpec:
         return tuple(shapes)
 
     @property
+    def weights(self) -> int:
+        """Weights of convolutions, GRUs and head; biases are not counted."""
+        count = self.hidden_size * len(self.labels)
+        for conv, (channels, _) in zip(self.convs, self.conv_shapes[:-1], strict=True):
+            count += conv.out_channels * channels * conv.kernel_size[0] * conv.kernel_size[1]
+        for layer in range(self.num_layers):
+            inputs = self.hidden_size if layer else self.gru_input_size
+            count += 3 * self.hidden_size * (inputs + self.hidden_size)
+        return count
+
+    @property
     def gru_input_size(self) -> int:
         """Width of what the first GRU layer reads."""
         channels, bins = self.conv_shapes[-1]

@@ -9,6 +9,7 @@ import onnxruntime
 from cnngru_edge.models.errors import SessionError
 from cnngru_edge.runtime.session import (
     PRECISION_KEY,
+    TARGET_KEY,
     Array,
     Feed,
     TensorInfo,
@@ -16,7 +17,7 @@ from cnngru_edge.runtime.session import (
 )
 
 _PROVIDER = "CPUExecutionProvider"
-_DISABLED = {"WeightBiasQuantization"}
+DISABLED_OPTIMIZERS = {"WeightBiasQuantization"}
 """It quantizes the float bias of a graph for TensorRT, in FP16 to a scale that underflows."""
 
 
@@ -29,7 +30,7 @@ class OrtSession:
         options.log_severity_level = 3  # errors are raised; its warnings are about its own fusions
         try:
             self._session = onnxruntime.InferenceSession(
-                path, options, providers=[_PROVIDER], disabled_optimizers=_DISABLED
+                path, options, providers=[_PROVIDER], disabled_optimizers=DISABLED_OPTIMIZERS
             )
         except Exception as e:  # its exceptions have no common base but this
             reason = str(e).strip().splitlines()[-1]
@@ -46,6 +47,8 @@ class OrtSession:
         self.backend = f"onnxruntime {onnxruntime.__version__}"
         self.device = f"cpu ({', '.join(self._session.get_providers())})"
         self.precision = self.metadata.get(PRECISION_KEY, "fp32")
+        if self.metadata.get(TARGET_KEY, "cpu") != "cpu":
+            self.precision += " (simulated)"  # its Q/DQ pairs around operators in float
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """All outputs for a feed of all inputs, both by name."""

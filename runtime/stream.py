@@ -15,6 +15,9 @@ class Stream:
     """`batch` streams side by side through one session, each row with its own state."""
 
     def __init__(self, session: Session, batch: int = 1) -> None:
+        streams = session.inputs[0].shape[0]
+        if isinstance(streams, int) and streams != batch:
+            raise SessionError(f"this session is for {streams} at a time, not for {batch} streams")
         self.session = session
         self.state = initial_state(session.spec, batch)
 
@@ -24,14 +27,15 @@ class Stream:
         S is a multiple of `spec.chunk_length`, and of the session's own length if it takes audio of
         one length only. However the audio is cut, the logits are the same.
         """
-        length = fixed_length(self.session)
-        if length is None:
-            return self._run(audio)
-        if audio.shape[1] % length:
+        fixed = fixed_length(self.session)
+        length = fixed or self.session.spec.chunk_length
+        if audio.shape[1] % length or not audio.size:
             raise SessionError(
                 f"this session takes {length} samples at a time, and {audio.shape[1]} are no "
                 "multiple of that"
             )
+        if fixed is None:
+            return self._run(audio)
         pieces = range(0, audio.shape[1], length)
         return np.concatenate([self._run(audio[:, i : i + length]) for i in pieces], axis=1)
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
@@ -14,6 +15,7 @@ from cnngru_edge.export.coverage import (
     onnxruntime_coverage,
 )
 from cnngru_edge.export.onnx_graph import export_onnx
+from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.models.errors import ExportError
 
 NAMES = [
@@ -93,6 +95,40 @@ def test_float_products_in_a_loop_are_found(exported, tmp_path):
     assert set(precisions.values()) == {INT8}
 
 
+def test_one_float_frame_of_several_is_found(exported, tmp_path):
+    path = tmp_path / "chunk.onnx"
+    quantize_onnx(exported / "model.fp32.onnx", exported / "ranges.json", path, frames=3)
+    proto = onnx.load(path)
+    product = next(node for node in proto.graph.node if node.op_type == "MatMulNBits")
+    for attribute in product.attribute:
+        if attribute.name == "accuracy_level":
+            attribute.i = 1
+    onnx.save(proto, path)
+    receipt = onnxruntime_coverage(path)
+    found = {layer.name: layer.precision for layer in receipt.layers}
+    assert found["grus.0.weight_hh_l0"] == "fp32 (int8 weights)+int8"
+    assert receipt.weights_int8 < 0.9
+
+
+def test_weights_of_an_operator_that_is_not_known_are_not_taken_for_int8(exported, tmp_path):
+    proto = onnx.load(exported / "model.int8.onnx")
+    node = next(node for node in proto.graph.node if node.name == "/head/MatMul_int8")
+    float_head = np.zeros((128, 12), np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(float_head, "float_head"))
+    quantize = next(n for n in proto.graph.node if n.output[0] == node.input[0])
+    einsum = onnx.helper.make_node(
+        "Einsum", [quantize.input[0], "float_head"], node.output, equation="tnh,hc->tnc"
+    )
+    position = list(proto.graph.node).index(node)
+    proto.graph.node.remove(node)
+    proto.graph.node.insert(position, einsum)
+    onnx.save(proto, tmp_path / "einsum.onnx")
+    receipt = onnxruntime_coverage(tmp_path / "einsum.onnx")
+    missing = receipt.layers[-1]
+    assert (missing.name, missing.precision, missing.weights) == ("(not found)", "not known", 1536)
+    assert receipt.weights_int8 == pytest.approx(1 - 1536 / 252_704)
+
+
 def test_every_layer_of_a_deeper_model_has_its_own_line(tiny, tmp_path):
     export_onnx(tiny.for_export(), tmp_path / "tiny.onnx")
     names = [layer.name for layer in onnxruntime_coverage(tmp_path / "tiny.onnx").layers]
@@ -123,6 +159,7 @@ def test_inspect_shows_the_receipt(exported):
 
 
 def test_an_export_writes_the_receipts_of_all_that_it_makes(exported):
+    pytest.importorskip("tensorrt_rtx", reason="without TensorRT-RTX some have none")
     receipts = json.loads((exported / "coverage.json").read_text())
     made = {path.name for path in exported.iterdir()}
     int8 = {name for name in made if ".int8." in name and not name.endswith(".json")}

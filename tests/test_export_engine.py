@@ -97,15 +97,58 @@ def test_an_engine_without_a_manifest_is_refused(tmp_path):
 
 
 def test_a_gpu_that_the_builder_does_not_know_is_named(exported):
-    with pytest.raises(ExportError, match=r"compute capability 8\.7; it does for .*8\.6"):
+    with pytest.raises(ExportError, match=r"compute capability '8\.7'; it does for .*8\.6"):
         build_rtx(exported / CHUNK, ("8.7",))
 
 
-def test_what_is_no_graph_for_tensorrt_is_refused_in_the_builders_words(exported, tmp_path):
-    out = tmp_path / "a.engine"
-    with pytest.raises(ExportError, match=r"model\.int8\.onnx: .*TensorRT"):
-        write_engine(exported / "model.int8.onnx", out)
+def test_a_graph_for_a_cpu_is_refused(exported, tmp_path):
+    with pytest.raises(ExportError, match=r"model\.int8\.onnx: quantized for a CPU; .*--target"):
+        write_engine(exported / "model.int8.onnx", tmp_path / "a.engine")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_breaks_a_rule_does_not_reach_the_builder(exported, tmp_path):
+    proto = onnx.load(exported / CHUNK)
+    proto.ir_version = 12
+    onnx.save(proto, tmp_path / "new.onnx")
+    with pytest.raises(ExportError, match="ir-version"):
+        build_rtx(tmp_path / "new.onnx")
+
+
+def test_an_engine_does_not_take_the_place_of_its_graph(exported, tmp_path):
+    graph = tmp_path / CHUNK
+    graph.write_bytes((exported / CHUNK).read_bytes())
+    with pytest.raises(ExportError, match=r"an engine's name ends with \.engine"):
+        write_engine(graph, graph)
+    assert graph.read_bytes() == (exported / CHUNK).read_bytes()
+
+
+def test_a_stop_while_tensorrt_speaks_is_a_stop(exported, monkeypatch):
+    """It catches what a logger raises, a signal's exception too."""
+    build_rtx(exported / CHUNK)
+    (log,) = engine._registered
+
+    class Severity:
+        @property
+        def name(self):
+            raise KeyboardInterrupt
+
+    log.start()
+    log.log(Severity(), "anything")
+    with pytest.raises(KeyboardInterrupt):
+        log.stop_if_asked()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "null", "{", "{}", '{"spec": {}, "coverage": []}'],
+)
+def test_a_manifest_that_is_none_is_refused(exported, tmp_path, text):
+    (name,) = ENGINES
+    (tmp_path / name).write_bytes((exported / name).read_bytes())
+    (tmp_path / f"{name}.json").write_text(text)
+    with pytest.raises(ExportError, match="not the manifest of an engine"):
+        inspect(tmp_path / name)
 
 
 def test_too_little_in_int8_leaves_no_engine(exported, tmp_path):

@@ -42,3 +42,11 @@ def test_features_equal_torchaudio(demo, spec):
         assert features.shape == expected.shape
         assert (features - expected).abs().max() < 1e-4
         assert torch.equal(tail, whole[:, -spec.tail_length :])
+
+
+def test_the_last_bin_is_half_the_rate():
+    spec = FeatureSpec(
+        sample_rate=8000, n_fft=412, win_length=400, hop_length=80, f_min=0.0, f_max=4000.0
+    )
+    features, _ = LogMel(spec)(torch.randn(1, 800), torch.zeros(1, spec.tail_length))
+    assert features.shape == (1, 10, spec.n_mels)

@@ -58,3 +58,11 @@ def test_a_spec_that_cannot_be_built_is_refused(change, message):
 def test_what_is_no_spec_is_refused(text):
     with pytest.raises(SpecError, match="model spec: "):
         ModelSpec.from_json(text)
+
+
+def test_weights_are_counted_as_in_the_model(kws12, tiny):
+    for model in (kws12, tiny):
+        layers = [*(block.conv for block in model.convs), *model.grus, model.head]
+        assert model.spec.weights == sum(
+            p.numel() for layer in layers for p in layer.parameters() if p.dim() > 1
+        )
