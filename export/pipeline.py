@@ -12,7 +12,7 @@ from cnngru_edge.calibration.corpus import EVAL, Clip, Corpus, calibration_clips
 from cnngru_edge.calibration.ranges import CalibrateConfig
 from cnngru_edge.export.compare import MAX_DROP, Comparison, compare, comparison_json
 from cnngru_edge.export.coverage import Coverage
-from cnngru_edge.export.engine import rtx_is_installed, write_engine
+from cnngru_edge.export.engine import MANIFEST_SUFFIX, rtx_is_installed, write_engine
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.lint import TENSORRT, TENSORRT_FP16
 from cnngru_edge.export.onnx_graph import export_onnx
@@ -143,6 +143,10 @@ def export(
         write_file(stage / COMPARISON, f"{comparison_json(report.comparisons[INT8])}\n".encode())
         receipts = {name: receipt.to_json() for name, receipt in report.coverages.items()}
         write_file(stage / COVERAGE, f"{json.dumps(receipts, indent=1)}\n".encode())
+    for name in ENGINES.keys() - report.coverages.keys():
+        # One of an earlier export was built from other graphs.
+        (out / name).unlink(missing_ok=True)
+        (out / f"{name}{MANIFEST_SUFFIX}").unlink(missing_ok=True)
     return report
 
 

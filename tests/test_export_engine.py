@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import onnx
@@ -175,3 +176,19 @@ def test_without_the_builder_its_package_is_named(exported, monkeypatch):
     with pytest.raises(BackendMissing, match=r"cnngru-edge\[tensorrt-rtx\]"):
         build_rtx(exported / CHUNK)
     assert inspect(exported / CHUNK)["coverage"] is None
+
+
+def test_an_export_without_the_builder_leaves_no_engine_of_an_earlier_one(
+    exported, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    shutil.copytree(exported, out)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    result = CliRunner().invoke(main, ["export", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "pip install 'cnngru-edge[tensorrt-rtx]'" in result.stdout
+    assert not [path.name for path in out.iterdir() if ".engine" in path.name]
+    assert json.loads((out / "coverage.json").read_text()).keys() == {
+        "model.int8.onnx",
+        "model.int8.chunk.onnx",
+    }
