@@ -26,7 +26,7 @@ from rich.progress import (
 
 from cnngru_edge.calibration.ranges import METHODS, CalibrateConfig
 from cnngru_edge.export.compare import MAX_DROP
-from cnngru_edge.export.targets import CPU, MAX_FRAMES, MIN_COVERAGE
+from cnngru_edge.export.targets import CPU, MAX_FRAMES, MIN_COVERAGE, TARGETS
 from cnngru_edge.models.errors import AudioError, BackendMissing, EdgeError, SessionError
 from cnngru_edge.runtime.stream import FLUSH_S
 
@@ -300,7 +300,7 @@ def calibrate(graph: Path, out: Path, data: Path | None, task: str | None, **opt
 @click.option("--out", type=FILE, required=True, help="INT8 graph to write (.onnx).")
 @click.option(
     "--target",
-    type=click.Choice([CPU, "tensorrt", "tensorrt-fp16"]),
+    type=click.Choice(list(TARGETS)),
     default=CPU,
     help="cpu: ONNX Runtime.  tensorrt: TensorRT 8.6 to 10, FP32 scales.  tensorrt-fp16: strongly "
     "typed, TensorRT from 10.12 on and TensorRT-RTX.",

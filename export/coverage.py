@@ -121,17 +121,19 @@ def rtx_coverage(path: Path, log: str, version: str) -> Coverage:
     layers = []
     nodes = list(_weighted(_load(path)))
     for layer in _run(path, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL):
-        holding = [
-            (made, constant)
-            for node, name, weight in nodes
-            if name == layer.name
-            for made in built
-            if made.comes_from(node.name or "") and (constant := made.holding(weight))
-        ]
-        precisions = sorted({made.precision(constant) for made, constant in holding})
-        size = max((_WEIGHT_BYTES.get(constant, 4) for _, constant in holding), default=4)
-        # A weight that the log does not name has not become a product of integers.
-        precision = "+".join(precisions) or "not in the log"
+        precisions, size = set(), 1
+        for node, name, weight in nodes:
+            if name != layer.name:
+                continue
+            holding = [
+                (made, constant)
+                for made in built
+                if made.comes_from(node.name or "") and (constant := made.holding(weight))
+            ]
+            # A product that the log does not name has not become one of integers.
+            precisions |= {made.precision(dtype) for made, dtype in holding} or {"not in the log"}
+            size = max([size, *(_WEIGHT_BYTES.get(dtype, 4) for _, dtype in holding)])
+        precision = "+".join(sorted(precisions))
         layers.append(replace(layer, precision=precision, bytes=layer.weights * size))
     return Coverage(f"tensorrt_rtx {version}: build log", tuple(layers))
 
@@ -357,10 +359,10 @@ def multiplies_integers(accuracy_level: int) -> bool:
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
     try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         return not session.run(None, {"x": x})[0].any()
     except Exception:  # without a kernel for it; its exceptions have no common base but this
         return False

@@ -9,8 +9,7 @@ from typing import Any
 from cnngru_edge.export import lint, onnx_graph
 from cnngru_edge.export.coverage import Coverage, rtx_coverage
 from cnngru_edge.export.onnx_graph import file_sha256
-from cnngru_edge.export.quantize import TARGETS
-from cnngru_edge.export.targets import CPU, MIN_COVERAGE
+from cnngru_edge.export.targets import CPU, MIN_COVERAGE, TARGETS
 from cnngru_edge.models.atomic import staged, write_file
 from cnngru_edge.models.errors import BackendMissing, ExportError, SpecError
 from cnngru_edge.models.spec import ModelSpec
@@ -33,6 +32,7 @@ class Built:
     engine: bytes
     coverage: Coverage
     version: str  # of TensorRT-RTX: an engine is for just this release
+    capabilities: tuple[str, ...]
 
 
 def rtx_is_installed() -> bool:
@@ -68,7 +68,7 @@ def build_rtx(graph: Path, capabilities: tuple[str, ...] = CAPABILITIES) -> Buil
     target = model.metadata_props.get(TARGET_KEY)
     if target == CPU:
         raise ExportError(f"{graph}: quantized for a CPU; quantize it with --target tensorrt-fp16")
-    if target is not None and (rules := TARGETS[target]):
+    if rules := TARGETS.get(target or CPU):
         lint.check(model, rules)
     log = _log(trt)
     log.start()
@@ -103,7 +103,7 @@ def build_rtx(graph: Path, capabilities: tuple[str, ...] = CAPABILITIES) -> Buil
         errors = " ".join(text for severity, text in log.lines if "ERROR" in severity)
         raise ExportError(f"{graph}: TensorRT-RTX does not build it: {' '.join(errors.split())}")
     coverage = rtx_coverage(graph, build_log(), trt.__version__)
-    return Built(bytes(engine), coverage, trt.__version__)
+    return Built(bytes(engine), coverage, trt.__version__, capabilities)
 
 
 def write_engine(
@@ -126,7 +126,7 @@ def write_engine(
             "sha256": hashlib.sha256(built.engine).hexdigest(),
             "source_sha256": file_sha256(graph),
             "builder": f"tensorrt_rtx {built.version}",
-            "compute_capabilities": list(capabilities),
+            "compute_capabilities": list(built.capabilities),
             "inputs": [asdict(i) for i in session.inputs],
             "outputs": [asdict(o) for o in session.outputs],
             "spec": asdict(session.spec),

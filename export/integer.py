@@ -129,12 +129,15 @@ def values_of(value: ir.Value) -> Floats:
 
 
 def stored(tape: ir.tape.Tape, name: str, values: npt.NDArray[Any]) -> ir.Value:
-    """An initializer; the same one for a weight that several nodes read."""
+    """An initializer of the tape's graph; one for the same name and values, whoever reads it."""
     graph = tape.graph_like
     assert isinstance(graph, ir.Graph)
-    if name in graph.initializers:
-        return graph.initializers[name]
-    return tape.initializer(ir.tensor(values), name=name)
+    while (existing := graph.initializers.get(name)) is not None:
+        found = values_of(existing)
+        if found.dtype == values.dtype and np.array_equal(found, values):
+            return existing
+        name += "_"
+    return tape.initializer(ir.tensor(np.array(values, order="C")), name=name)
 
 
 def parameters(tape: ir.tape.Tape, name: str, affine: Affine) -> tuple[ir.Value, ir.Value]:

@@ -15,27 +15,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx import shape_inference
 
+from cnngru_edge.export.targets import Target
 from cnngru_edge.models.errors import ExportError
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the rules depend on."""
-
-    name: str
-    max_opset: int
-    max_ir: int
-    strongly_typed: bool  # a type in the graph is the type in the engine
-
-
-TENSORRT = Target("tensorrt", 17, 8, strongly_typed=False)
-"""TensorRT 8.6 to 10.x: the last opset in 8.6's operator table, and the IR version of its time."""
-
-TENSORRT_FP16 = Target("tensorrt-fp16", 19, 9, strongly_typed=True)
-"""TensorRT 10.12 and later, TensorRT-RTX: QuantizeLinear-19 is the first with FP16 scales.
-
-All of them read it, and nothing here needs a later one.
-"""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from cnngru_edge.export.compare import MAX_DROP, Comparison, compare, comparison
 from cnngru_edge.export.coverage import Coverage
 from cnngru_edge.export.engine import MANIFEST_SUFFIX, rtx_is_installed, write_engine
 from cnngru_edge.export.inspection import coverage
-from cnngru_edge.export.lint import TENSORRT, TENSORRT_FP16
 from cnngru_edge.export.onnx_graph import export_onnx
 from cnngru_edge.export.parity import Parity, check_parity
 from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.targets import CPU, MIN_COVERAGE
+from cnngru_edge.export.targets import CPU, MIN_COVERAGE, TENSORRT, TENSORRT_FP16
 from cnngru_edge.export.torchscript import export_torchscript
 from cnngru_edge.models.atomic import staged, write_file
 from cnngru_edge.models.checkpoint import load_checkpoint
@@ -165,12 +164,13 @@ def quantize(
 def _receipts(stage: Path, min_coverage: float) -> dict[str, Coverage]:
     """What each INT8 artefact computes in, checked; builds the engines where that is possible."""
     receipts = {}
-    for name, (target, _) in INT8_FORMS.items():
-        if receipt := coverage(stage / name, target):
-            receipts[name] = receipt
     if rtx_is_installed():
         for name, source in ENGINES.items():
-            receipts[name] = write_engine(stage / source, stage / name, min_coverage=0)
+            receipt = write_engine(stage / source, stage / name, min_coverage=0)
+            receipts[name] = receipts[source] = receipt
+    for name, (target, _) in INT8_FORMS.items():
+        if name not in receipts and (found := coverage(stage / name, target)):
+            receipts[name] = found
     for name, receipt in receipts.items():
         receipt.check(name, min_coverage)
     return receipts

@@ -9,17 +9,10 @@ from cnngru_edge.calibration.ranges import Range, Ranges
 from cnngru_edge.export import lint, onnx_graph, quantize_cpu, quantize_tensorrt
 from cnngru_edge.export.integer import LAYOUT
 from cnngru_edge.export.recurrent import HIDDEN, lower_grus
-from cnngru_edge.export.targets import CPU, MAX_FRAMES
+from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
 from cnngru_edge.models.errors import CalibrationError, ExportError
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
 from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY, TARGET_KEY
-
-TARGETS = {
-    CPU: None,
-    lint.TENSORRT.name: lint.TENSORRT,
-    lint.TENSORRT_FP16.name: lint.TENSORRT_FP16,
-}
-"""What a graph can be quantized for, and the rules that a builder for it has."""
 
 _HIDDEN_RANGE = Range(-1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 0.0)
 
@@ -58,19 +51,19 @@ def quantize_model(
     model: ir.Model, ranges: Ranges, target: str = CPU, frames: int | None = None
 ) -> None:
     """Quantize a float graph in place; see `quantize_onnx`."""
-    rules = TARGETS[target]
+    builder = TARGETS[target]
     if frames is not None:
         _fix_length(model, frames)
     lower_grus(model, frames)
     _separate(model)
     range_of = partial(_range_of, ranges)
-    if rules is None:
+    if builder is None:
         quantize_cpu.quantize(model, range_of)
     else:
-        quantize_tensorrt.quantize(model, range_of, half=rules.strongly_typed)
+        quantize_tensorrt.quantize(model, range_of, builder)
     onnx_graph.drop_unused(model)
-    if rules is not None:
-        lint.check(model, rules)
+    if builder is not None:
+        lint.check(model, builder)
 
 
 def _separate(model: ir.Model) -> None:

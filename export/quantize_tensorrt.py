@@ -11,23 +11,23 @@ import onnx_ir as ir
 from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export import integer
 from cnngru_edge.export.integer import Floats, RangeOf, named, values_of
+from cnngru_edge.export.targets import Target
 
 _WEIGHT_AXIS = {"Conv": 0, "MatMul": 1}  # output channels
-HALF_OPSET, HALF_IR = 19, 9
-"""The first opset whose scales may be FP16, and its IR."""
 _LEAST_HALF = np.float32(2.0**-14)  # the smallest normal FP16: a scale below it loses bits
 
 
-def quantize(model: ir.Model, range_of: RangeOf, *, half: bool) -> None:
+def quantize(model: ir.Model, range_of: RangeOf, target: Target) -> None:
     """Quantize in place every weighted operator outside the front-end.
 
     Args:
         model: a float graph whose GRUs are lowered.
         range_of: gives a tensor's range.
-        half: with FP16 scales and weights stored in INT8, for a strongly typed network, where the
-            type of a scale is the type of the arithmetic; else FP32 scales and weights, which
-            TensorRT 8.6 asks for and folds as it builds.
+        target: strongly typed, with FP16 scales and weights stored in INT8, for there the type of a
+            scale is the type of the arithmetic; else with FP32 scales and weights, which TensorRT
+            8.6 asks for and folds as it builds.
     """
+    half = target.strongly_typed
     pairs: dict[ir.Value, ir.Value] = {}
     weights: dict[ir.Value, ir.Value] = {}
     for node in integer.weighted_nodes(model):
@@ -49,7 +49,7 @@ def quantize(model: ir.Model, range_of: RangeOf, *, half: bool) -> None:
         node.replace_input_with(1, weights[weight])
         graph.insert_before(node, tape.nodes)
     if half:
-        _to_half(model)
+        _to_half(model, target)
 
 
 def _weight_pair(tape: ir.tape.Tape, weight: ir.Value, axis: int, half: bool) -> ir.Value:
@@ -73,7 +73,7 @@ def _storable(scales: Floats, half: bool) -> Floats:
     return np.maximum(scales, _LEAST_HALF).astype(np.float16).astype(np.float32)
 
 
-def _to_half(model: ir.Model) -> None:
+def _to_half(model: ir.Model, target: Target) -> None:
     """FP16 from the features on; the front-end, and the graph's inputs and outputs, stay FP32."""
     graph = model.graph
     single = _single_precision(graph)
@@ -109,8 +109,8 @@ def _to_half(model: ir.Model) -> None:
         whole.type, whole.shape = output.type, output.shape
         output.type = output.shape = None
         graph.outputs[index] = whole
-    graph.opset_imports[""] = HALF_OPSET
-    model.ir_version = HALF_IR
+    graph.opset_imports[""] = target.max_opset
+    model.ir_version = target.max_ir
 
 
 def _single_precision(graph: ir.Graph) -> set[ir.Node]:

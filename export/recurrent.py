@@ -1,6 +1,6 @@
 """Lowerings of the GRU operator: an explicit cell, whose products can be quantized one by one.
 
-No runtime has an integer GRU: quantized or not, the ONNX operator computes in float. Here it
+No ONNX runtime has an integer GRU: whatever its weights, the operator computes in float. Here it
 becomes one product over all frames for the input, and a cell for each frame with its own.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from cnngru_edge.export.integer import Floats, named, values_of
+from cnngru_edge.export.integer import Floats, named, stored, values_of
 from cnngru_edge.export.onnx_graph import drop_unused, module_of, replace_value
 from cnngru_edge.models.errors import ExportError
 
@@ -45,10 +45,10 @@ def lower_grus(model: ir.Model, frames: int | None = None) -> None:
     for number, node in enumerate([node for node in model.graph if node.op_type == "GRU"]):
         node.name = node.name or f"gru_{number}"
         module = module_of(node) or node.name.strip("/")
-        gru = _read(node, f"{module}.{{}}_l{layers[module]}")
+        directions = _read(node, f"{module}.{{}}_l{layers[module]}")
         layers[module] += 1
         tape = ir.tape.Tape(model.graph)
-        _lower(_Builder(tape, f"{node.name}/"), node, gru, frames)
+        _lower(_Builder(tape, f"{node.name}/"), node, directions, frames)
         model.graph.insert_before(node, tape.nodes)
         model.graph.remove(node, safe=True)
     drop_unused(model)
@@ -64,6 +64,7 @@ class _Direction:
     input_bias: Floats  # (3 H,), with all of the recurrent bias that needs no product with r
     hidden_weight: Floats  # (H, 3 H)
     hidden_bias: Floats  # (H,), inside the product with r
+    linear_before_reset: bool
 
     @property
     def hidden_size(self) -> int:
@@ -73,14 +74,8 @@ class _Direction:
         return self.weight_name.format(parameter)
 
 
-@dataclass(frozen=True)
-class _Gru:
-    directions: tuple[_Direction, ...]
-    linear_before_reset: bool
-
-
-def _read(node: ir.Node, weight_name: str) -> _Gru:
-    """The numbers of a GRU operator, or the reason why it cannot be lowered."""
+def _read(node: ir.Node, weight_name: str) -> list[_Direction]:
+    """The directions of a GRU operator, or the reason why it cannot be lowered."""
     inputs = [*node.inputs, *[None] * 6][:6]
     _, w, r, b, lengths, _ = inputs
     attributes = node.attributes
@@ -130,27 +125,32 @@ def _read(node: ir.Node, weight_name: str) -> _Gru:
                 input_bias,
                 hidden_weight.T,
                 hidden_bias[rows - waits :],
+                linear_before_reset,
             )
         )
-    return _Gru(tuple(directions), linear_before_reset)
+    return directions
 
 
-def _lower(build: "_Builder", node: ir.Node, gru: _Gru, frames: int | None) -> None:
+def _lower(
+    build: "_Builder", node: ir.Node, directions: list[_Direction], frames: int | None
+) -> None:
     x = node.inputs[0]
     assert x is not None
     h0 = node.inputs[5] if len(node.inputs) > 5 else None
     if h0 is None:
-        h0 = build.zeros(x, len(gru.directions), gru.directions[0].hidden_size)
+        h0 = build.zeros(x, len(directions), directions[0].hidden_size)
     sequences, finals = [], []
-    for i, direction in enumerate(gru.directions):
+    for i, direction in enumerate(directions):
         at = build.within("backward/" if direction.backward else "")
         h = _without_axis(h0, 0) or at.op("Gather", h0, at.ints("direction", i), axis=0)
         h.meta[HIDDEN] = True
         projected = at.linear(
             x, direction, "ih", direction.input_weight, direction.input_bias
         )  # (T, N, 3 H)
-        lower = _scan if frames is None else _unrolled
-        sequence, final = lower(at, direction, gru.linear_before_reset, projected, h, frames or 0)
+        if frames is None:
+            sequence, final = _scan(at, direction, projected, h)
+        else:
+            sequence, final = _unrolled(at, direction, projected, h, frames)
         sequence.meta[HIDDEN] = True
         sequences.append(at.unsqueeze(sequence, 1))  # (T, 1, N, H)
         finals.append(at.unsqueeze(final, 0))  # (1, N, H)
@@ -161,12 +161,7 @@ def _lower(build: "_Builder", node: ir.Node, gru: _Gru, frames: int | None) -> N
 
 
 def _scan(
-    at: "_Builder",
-    direction: _Direction,
-    linear_before_reset: bool,
-    projected: ir.Value,
-    h0: ir.Value,
-    _: int,
+    at: "_Builder", direction: _Direction, projected: ir.Value, h0: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """(T, N, 3 H) and (N, H) to (T, N, H) and (N, H) by a Scan over any T."""
     size = direction.hidden_size
@@ -182,7 +177,7 @@ def _scan(
     body = ir.Graph([state, *parts], [], nodes=(), name=at.name("cell"), opset_imports={"": 17})
     inside = _Builder(ir.tape.Tape(body), at.name("cell/"))
     state.meta[HIDDEN] = True
-    h = _cell(inside, direction, linear_before_reset, parts, state)
+    h = _cell(inside, direction, parts, state)
     for value, name in ((h, "h_next"), (inside.op("Identity", h), "y")):
         value.name = at.name(name)
         value.type, value.shape = state.type, state.shape
@@ -206,12 +201,7 @@ def _scan(
 
 
 def _unrolled(
-    at: "_Builder",
-    direction: _Direction,
-    linear_before_reset: bool,
-    projected: ir.Value,
-    h: ir.Value,
-    frames: int,
+    at: "_Builder", direction: _Direction, projected: ir.Value, h: ir.Value, frames: int
 ) -> tuple[ir.Value, ir.Value]:
     """The same, for just `frames` frames, without a loop."""
     size = direction.hidden_size
@@ -220,7 +210,7 @@ def _unrolled(
     for t in order:
         step = at.within(f"frame_{t}/")
         frame = step.op("Gather", projected, step.ints("frame", t), axis=0)
-        h = _cell(step, direction, linear_before_reset, step.split(frame, [2 * size, size], 1), h)
+        h = _cell(step, direction, step.split(frame, [2 * size, size], 1), h)
         found.append(step.unsqueeze(h, 0))
     if direction.backward:
         found.reverse()
@@ -228,24 +218,20 @@ def _unrolled(
 
 
 def _cell(
-    at: "_Builder",
-    direction: _Direction,
-    linear_before_reset: bool,
-    projected: list[ir.Value],
-    h: ir.Value,
+    at: "_Builder", direction: _Direction, projected: list[ir.Value], h: ir.Value
 ) -> ir.Value:
     """One frame: the projected input, (N, 2 H) of z and r and (N, H) of n, and h to the next h."""
     x_zr, x_n = projected
     size = direction.hidden_size
     zr_weight, n_weight = np.split(direction.hidden_weight, [2 * size], axis=1)
-    if linear_before_reset:
+    if direction.linear_before_reset:
         bias = np.concatenate([np.zeros(2 * size, np.float32), direction.hidden_bias])
         product = at.linear(h, direction, "hh", direction.hidden_weight, bias)
         h_zr, h_n = at.split(product, [2 * size, size], axis=1)
     else:
         h_zr = at.linear(h, direction, "hh", zr_weight, part=".zr")
     z, r = at.split(at.op("Sigmoid", at.op("Add", x_zr, h_zr)), [size, size], axis=1)
-    if linear_before_reset:
+    if direction.linear_before_reset:
         h_n = at.op("Mul", r, h_n)
     else:
         reset = at.op("Mul", r, h)
@@ -282,14 +268,7 @@ class _Builder:
 
     def constant(self, name: str, value: np.ndarray) -> ir.Value:
         """An initializer of the graph that the tape is for; one for the same name and value."""
-        graph = self.tape.graph_like
-        assert isinstance(graph, ir.Graph)
-        while (existing := graph.initializers.get(name)) is not None:
-            found = values_of(existing)
-            if found.dtype == value.dtype and np.array_equal(found, value):
-                return existing
-            name += "_"
-        return self.tape.initializer(ir.tensor(np.array(value, order="C")), name=name)
+        return stored(self.tape, name, value)
 
     def linear(
         self,

@@ -16,8 +16,9 @@ from cnngru_edge.calibration.ranges import CalibrateConfig, Range, Ranges
 from cnngru_edge.export import integer, onnx_graph, quantize_cpu
 from cnngru_edge.export.compare import compare
 from cnngru_edge.export.onnx_graph import export_onnx, file_sha256
-from cnngru_edge.export.quantize import MAX_FRAMES, TARGETS, quantize_onnx
+from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.export.recurrent import RECURRENT
+from cnngru_edge.export.targets import MAX_FRAMES, TARGETS
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import CalibrationError, ExportError
 from cnngru_edge.models.spec import ConvSpec, FeatureSpec, ModelSpec

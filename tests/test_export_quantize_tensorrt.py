@@ -11,7 +11,7 @@ from onnx import parser
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES, calibrate
 from cnngru_edge.calibration.ranges import CalibrateConfig, Range
-from cnngru_edge.export import lint, onnx_graph, quantize_tensorrt
+from cnngru_edge.export import lint, onnx_graph, quantize_tensorrt, targets
 from cnngru_edge.export.onnx_graph import export_onnx
 from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.models.cnn_gru import CnnGru
@@ -123,12 +123,12 @@ def test_only_onnx_own_operators_are_used(quantized):
 
 def test_it_keeps_the_rules_of_its_target(quantized):
     graph = onnx_graph.load(quantized.path)
-    lint.check(graph, lint.TENSORRT_FP16 if quantized.half else lint.TENSORRT)
+    lint.check(graph, targets.TENSORRT_FP16 if quantized.half else targets.TENSORRT)
 
 
 def test_a_graph_with_half_precision_is_not_for_older_builders(quantized):
     rules = {
-        violation.rule for violation in lint.lint(onnx_graph.load(quantized.path), lint.TENSORRT)
+        violation.rule for violation in lint.lint(onnx_graph.load(quantized.path), targets.TENSORRT)
     }
     expected = {"opset", "ir-version", "zero-point", "scale-dtype"} if quantized.half else set()
     assert rules == expected
@@ -279,8 +279,8 @@ product (float[N,2] x) => (float[N,3] y)
 def test_a_scale_that_half_precision_does_not_hold_is_raised():
     model = ir.from_proto(parser.parse_model(PRODUCT))
     narrow = Range(-1e-4, 1e-4, -1e-4, 1e-4, 0.0, 0.0, 0.0)
-    quantize_tensorrt.quantize(model, lambda value: narrow, half=True)
-    assert lint.lint(model, lint.TENSORRT_FP16) == []
+    quantize_tensorrt.quantize(model, lambda value: narrow, targets.TENSORRT_FP16)
+    assert lint.lint(model, targets.TENSORRT_FP16) == []
     found = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
     least, one = np.float16(2.0**-14), np.float16(1 / 127)
     assert found["x_quantized_scale_half"] == found["x_dequantized_scale_half"] == least
