@@ -26,8 +26,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from backends import MODELS, TRAINED
 from onnx import helper
-from peers import MODELS, TRAINED
 from rich import box
 from rich.console import Console
 from rich.table import Table
