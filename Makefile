@@ -4,6 +4,8 @@ PYTHON ?= python3
 # On a host without a GPU, PyTorch's CPU wheels save 4 GB:
 #   make export TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# Options for the virtual environment; where TensorRT comes from apt: VENV=--system-site-packages
+VENV ?=
 CHECKPOINT ?= models/pretrained/kws12.safetensors
 DATA ?= calibration/demo
 TASK ?=
@@ -18,6 +20,7 @@ PACKAGES := calibration export models runtime
 help:
 	@echo "make export   trace, calibrate, quantize and compare a model (CHECKPOINT, DATA, TASK, OUT)"
 	@echo "make test     run the tests;  make check: lint and types as well;  make fix: format"
+	@echo "make test-gpu run those that need a GPU and TensorRT;  VENV=--system-site-packages for apt's"
 	@echo "make dist     build the wheel;  make clean: remove what was built, .venv too"
 
 # A plain `export:` would be make's own directive.
@@ -50,7 +53,7 @@ clean:
 	rm -rf .venv build dist *.egg-info
 
 .venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV) .venv
 	$(BIN)/pip install --upgrade pip
 	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) 'torch==2.11.*' 'torchaudio==2.11.*')
 	$(BIN)/pip install --editable '.[export]'

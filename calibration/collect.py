@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from statistics import median
 from threading import Thread
 
 import onnx_ir as ir
@@ -28,6 +29,8 @@ WEIGHTED = frozenset({"Conv", "GRU", "MatMul"})
 
 FRONTEND_NODES = "/log_mel/"
 """Prefix of the names of the front-end's nodes, which stay float whatever the precision."""
+FRONTEND_CONSTANTS = f"{FRONTEND_NODES}constants/"
+"""Prefix of those among them that compute the same whatever the audio."""
 
 _STOPS = {signal.SIGINT, signal.SIGTERM}
 
@@ -38,7 +41,7 @@ class Statistics:
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     clips: int = 0
-    samples: int = 0
+    lengths: list[int] = field(default_factory=list)  # in samples
     digests: list[str] = field(default_factory=list)
     errors: list[AudioError] = field(default_factory=list)
 
@@ -47,7 +50,7 @@ class Statistics:
         for name, histogram in other.histograms.items():
             self.histograms.setdefault(name, Histogram()).merge(histogram)
         self.clips += other.clips
-        self.samples += other.samples
+        self.lengths += other.lengths
         self.digests += other.digests
         self.errors += other.errors
 
@@ -98,7 +101,8 @@ def calibrate(
         graph_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
         clips_sha256=hashlib.sha256("".join(whole.digests).encode()).hexdigest(),
         clips=whole.clips,
-        duration_s=whole.samples / rate,
+        duration_s=sum(whole.lengths) / rate,
+        clip_samples=(min(whole.lengths), round(median(whole.lengths)), max(whole.lengths)),
         method=config.method,
         percentile=config.percentile,
         tensors={
@@ -204,6 +208,6 @@ def _observe(session: Session, clips: Sequence[Path]) -> Statistics:
         for name in outputs.keys() - outside:
             statistics.histograms.setdefault(name, Histogram()).observe(outputs[name])
         statistics.clips += 1
-        statistics.samples += len(samples)
+        statistics.lengths.append(len(samples))
         statistics.digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
     return statistics

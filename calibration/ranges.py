@@ -19,7 +19,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 MIN_CLIPS = 100
 """Fewer do not show what a network takes on."""
 
-_FORMAT = 1
+_FORMAT = 2
 _LEVELS = 128  # of an int8 on each side of zero
 _CANDIDATES = 128  # thresholds tried by mse, evenly up to the largest value
 
@@ -55,6 +55,7 @@ class Ranges:
     clips_sha256: str
     clips: int
     duration_s: float
+    clip_samples: tuple[int, int, int]  # the shortest, the median, the longest
     method: Method
     percentile: float
     tensors: Mapping[str, Range]
@@ -78,7 +79,8 @@ class Ranges:
             if raw.pop("format") != _FORMAT:
                 raise CalibrationError(f"{path}: another version's format; calibrate again")
             raw["tensors"] = {name: Range(**r) for name, r in raw["tensors"].items()}
-            ranges = cls(**raw)
+            shortest, middle, longest = map(int, raw["clip_samples"])
+            ranges = cls(**raw | {"clip_samples": (shortest, middle, longest)})
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise CalibrationError(f"{path}: not a ranges file of 'cnngru-edge calibrate'") from e
         if ranges.graph_sha256 != graph_sha256:

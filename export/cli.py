@@ -7,33 +7,25 @@ failure, in one line. 2: usage.
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 from cnngru_edge.calibration.ranges import METHODS, CalibrateConfig
 from cnngru_edge.export.compare import MAX_DROP
+from cnngru_edge.export.progress import advance_of, progress_bars
 from cnngru_edge.export.targets import CPU, MAX_FRAMES, MIN_COVERAGE, TARGETS
-from cnngru_edge.models.errors import AudioError, BackendMissing, EdgeError, SessionError
+from cnngru_edge.models.errors import AudioError, BackendMissing, EdgeError
+from cnngru_edge.runtime.cli import FILE, as_json_option, bench, doctor, report_skipped, run
+from cnngru_edge.runtime.engine_file import LIBRARIES
 from cnngru_edge.runtime.stream import FLUSH_S
 
-FILE = click.Path(path_type=Path)
 _EXTRA = {"torch", "torchaudio", "onnx", "onnx_ir", "safetensors", "scipy"}
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
 data_option = click.option(
     "--data",
     type=FILE,
@@ -115,6 +107,7 @@ class Group(click.Group):
 @click.version_option(package_name="cnngru-edge")
 def main() -> None:
     """Take a trained CNN-GRU speech model to an edge device: trace, calibrate, quantize, run."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # it needs no more
     # So that a kill cleans up as Ctrl-C does: nothing half-written stays behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
@@ -181,7 +174,7 @@ def train(
         seed=seed,
         streams=replace(config.streams, read_delay_s=read_delay),
     )
-    with _progress() as bar:
+    with progress_bars() as bar:
         bar.start()
         epoch_bar = bar.add_task("train", total=config.epochs)
         for report in run_training(corpus, model, out, config):
@@ -232,7 +225,7 @@ def export(
 
     checkpoint = checkpoint or PRETRAINED / "kws12.safetensors"
     corpus = read_corpus(data or DEMO, task)
-    with _progress() as bar:
+    with progress_bars() as bar:
         report = pipeline.export(
             checkpoint,
             corpus,
@@ -241,10 +234,10 @@ def export(
             max_drop=max_drop,
             min_coverage=min_coverage,
             chunk_frames=chunk_frames,
-            progress=_advance(bar),
+            progress=advance_of(bar),
         )
     print_summary(report, Console(markup=False))
-    _report_skipped(report.errors)
+    report_skipped(report.errors)
 
 
 @main.command()
@@ -284,14 +277,14 @@ def calibrate(graph: Path, out: Path, data: Path | None, task: str | None, **opt
 
     config = CalibrateConfig(**options)
     paths = calibration_paths(data or DEMO, task, config.min_clips)
-    with _progress() as bar:
-        advance = _advance(bar)
+    with progress_bars() as bar:
+        advance = advance_of(bar)
         ranges, errors = run_calibration(
             graph, paths, config, lambda n: advance("calibrate", n, len(paths))
         )
     ranges.save(out)
     click.echo(f"{out}: {len(ranges.tensors)} tensors, {ranges.clips} clips, {ranges.method}")
-    _report_skipped(errors)
+    report_skipped(errors)
 
 
 @main.command()
@@ -334,22 +327,87 @@ def quantize(
 @click.argument("graph", type=FILE)
 @click.option("--out", type=FILE, required=True, help="Engine to write (.engine).")
 @click.option(
+    "--target",
+    type=click.Choice([library.replace("_", "-") for library in LIBRARIES]),
+    help="tensorrt: for the GPU here.  tensorrt-rtx: for desktop GPUs, needs none.  "
+    "[default: tensorrt-rtx for a name that ends with .rtx.engine, else tensorrt]",
+)
+@click.option("--batch", type=click.IntRange(1), default=1, help="The most streams at a time.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(0, min_open=True),
+    help="The longest audio at a time, of a graph of any length; longer is cut.  "
+    "[default: the longest clip of the calibration]",
+)
+@click.option(
+    "--fp16/--no-fp16",
+    default=True,
+    help="Where the builder chooses (weak typing): whether what is not in INT8 may be in FP16.",
+)
+@click.option(
+    "--workspace",
+    type=click.IntRange(1),
+    default=256,
+    metavar="MIB",
+    help="Memory for the scratch of one layer.",
+)
+@click.option(
+    "--tactic-memory",
+    type=click.IntRange(1),
+    metavar="MIB",
+    help="Memory for trying kernels.  [default: TensorRT's; on a Jetson half of what is free]",
+)
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    help="0 builds fastest, 5 makes the fastest engine.  [default: TensorRT's]",
+)
+@click.option("--timing-cache", type=FILE, help="Keep measured kernels here for the next build.")
+@click.option(
     "--capability",
     "capabilities",
     multiple=True,
-    help="Compute capability of a GPU to build for, as 8.6; may be given several times.  "
-    "[default: 8.6, 8.9 and 12.0]",
+    help="For tensorrt-rtx: compute capability of a GPU to build for, as 8.6; may be given several "
+    "times.  [default: 8.6, 8.9 and 12.0]",
 )
 @min_coverage_option
-def build(graph: Path, out: Path, capabilities: tuple[str, ...], min_coverage: float) -> None:
-    """Build an engine for TensorRT-RTX from an INT8 GRAPH for TensorRT; needs no GPU."""
-    from cnngru_edge.export.engine import CAPABILITIES, write_engine
+def build(
+    graph: Path,
+    out: Path,
+    target: str | None,
+    timing_cache: Path | None,
+    min_coverage: float,
+    workspace: int,
+    tactic_memory: int | None,
+    **options: Any,
+) -> None:
+    """Build an engine from a GRAPH for TensorRT: on the device that runs it, or for TensorRT-RTX.
 
-    receipt = write_engine(graph, out, capabilities or CAPABILITIES, min_coverage)
-    click.echo(
-        f"{out}: {receipt.weights_int8:.1%} of the weights in INT8, "
-        f"{out.stat().st_size / 1000:.0f} KB"
+    An engine that is there already and was built from the same GRAPH with the same options, version
+    and GPU is kept.
+    """
+    from cnngru_edge.export.engine import RTX_SUFFIX, write_engine
+    from cnngru_edge.export.trt_builder import BuildConfig
+
+    is_rtx = out.name.endswith(RTX_SUFFIX) if target is None else target == "tensorrt-rtx"
+    config = BuildConfig(
+        library="tensorrt_rtx" if is_rtx else "tensorrt",
+        workspace_mib=workspace,
+        tactic_memory_mib=tactic_memory,
+        **options,
     )
+    with progress_bars() as bar:
+        manifest, notes = write_engine(
+            graph,
+            out,
+            config,
+            min_coverage=min_coverage,
+            timing_cache=timing_cache,
+            progress=advance_of(bar),
+        )
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"{out}: {manifest.summary}, {out.stat().st_size / 1000:.0f} KB")
 
 
 @main.command()
@@ -365,7 +423,7 @@ def build(graph: Path, out: Path, capabilities: tuple[str, ...], min_coverage: f
     help="Which recordings of the corpus.",
 )
 @max_drop_option
-@as_json
+@as_json_option
 def compare(
     reference: Path,
     candidate: Path,
@@ -383,8 +441,8 @@ def compare(
 
     corpus = read_corpus(data or DEMO, task)
     clips = corpus.clips if set_name == "all" else corpus.of(set_name)
-    with _progress() as bar:
-        advance = _advance(bar)
+    with progress_bars() as bar:
+        advance = advance_of(bar)
         comparison, errors = run_comparison(
             reference,
             candidate,
@@ -396,48 +454,14 @@ def compare(
         click.echo(comparison_json(comparison))
     else:
         print_comparison(comparison, Console(markup=False))
-    _report_skipped(errors)
+    report_skipped(errors)
     if not comparison.passed:
         sys.exit(1)
 
 
 @main.command()
-@click.option("--engine", type=FILE, required=True, help="Artefact to run (.onnx or .ts).")
-@click.option("--reference", type=FILE, help="Check each answer against this float artefact.")
-@as_json
-@click.argument("audio", type=FILE, nargs=-1, required=True)
-def run(engine: Path, reference: Path | None, as_json: bool, audio: tuple[Path, ...]) -> None:
-    """Say what is said in AUDIO files: label, score and latency of each."""
-    from cnngru_edge.runtime.recognize import recognize
-    from cnngru_edge.runtime.session import open_session
-
-    errors: list[AudioError] = []
-    notes: dict[str, int] = {}
-    width = max(len(str(path)) for path in audio)
-    with ExitStack() as stack:
-        session = stack.enter_context(open_session(engine))
-        checked = stack.enter_context(open_session(reference)) if reference else None
-        if checked and checked.spec != session.spec:
-            raise SessionError(
-                f"{reference}: of another model than {engine}; give its own float one"
-            )
-        for path in audio:
-            try:
-                result = recognize(session, path, checked)
-            except AudioError as e:
-                errors.append(e)
-                continue
-            for note in result.notes:
-                notes[note] = notes.get(note, 0) + 1
-            click.echo(result.to_json() if as_json else result.to_line(width))
-    for note, count in notes.items():
-        click.echo(f"note: {count} of {len(audio)} {note}", err=True)
-    _report_skipped(errors)
-
-
-@main.command()
 @click.argument("artefact", type=FILE)
-@as_json
+@as_json_option
 def inspect(artefact: Path, as_json: bool) -> None:
     """Show what is inside an ARTEFACT: inputs, outputs, spec, and the precision of every layer."""
     from cnngru_edge.export.inspection import inspect as look_inside
@@ -450,41 +474,10 @@ def inspect(artefact: Path, as_json: bool) -> None:
         print_inspection(found, Console(markup=False))
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Bars on stderr, from the first task on: an error before it stays the only line."""
-    bar = Progress(
-        TextColumn("{task.description:<9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
-    try:
-        yield bar
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    """For a user, without the line of code that it came from."""
+    click.echo(f"warning: {message}", err=True)
 
 
-def _advance(bar: Progress) -> Callable[[str, int, int], None]:
-    """A bar for each stage, begun when the stage first reports."""
-    tasks: dict[str, TaskID] = {}
-
-    def advance(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            bar.start()
-            tasks[stage] = bar.add_task(stage, total=total)
-        bar.advance(tasks[stage], done)
-
-    return advance
-
-
-def _report_skipped(errors: Sequence[AudioError]) -> None:
-    """Name the recordings that were left out; having any is a failure, after all else is done."""
-    if len(errors) == 1:
-        raise errors[0]
-    for error in errors:
-        click.echo(f"skipped {error}", err=True)
-    if errors:
-        raise click.ClickException(f"recordings left out: {len(errors)}, see above")
+for command in (run, bench, doctor):
+    main.add_command(command)

@@ -1,7 +1,8 @@
 """The receipt: in which precision each layer of a built artefact really computes.
 
 Never read from the plan that the artefact was made after, only from what a runtime or builder made
-of it: ONNX Runtime's optimized graph and profile, or TensorRT-RTX's build log.
+of it: ONNX Runtime's optimized graph and profile, TensorRT's engine inspector, or TensorRT-RTX's
+build log.
 """
 
 import json
@@ -27,6 +28,8 @@ from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
 from cnngru_edge.runtime.ort_session import DISABLED_OPTIMIZERS
 
 INT8 = "int8"
+HIDDEN = "not shown"
+"""Of a weight in a block that its builder compiled as a whole and does not open (TensorRT 8.6)."""
 
 _INTEGER = {
     "ConvInteger",
@@ -43,6 +46,10 @@ _DISABLED = {*DISABLED_OPTIMIZERS, "NchwcTransformer"}
 _DTYPES = {"float": "fp32", "float16": "fp16"}
 _WEIGHT_BYTES = {"Int8": 1, "Half": 2}
 _UNKNOWN = "(not found)"
+_PRODUCT = re.compile("gemm|conv|correlation|matrix|matmul", re.IGNORECASE)
+_DATATYPE = re.compile(r"\b(Int8|FP16|Half|FP32|Float)\b")
+_INSPECTED = {"Int8": INT8, "FP16": "fp16", "Half": "fp16", "FP32": "fp32", "Float": "fp32"}
+_BYTES = {INT8: 1, "fp16": 2}
 _SUFFIXES = re.compile(r"(_int8|_quantized|_dequantized|_half)+$")
 
 
@@ -74,10 +81,20 @@ class Coverage:
         """Share of the multiply-accumulates that are of integers."""
         return self._share("macs")
 
-    def _share(self, what: str) -> float:
+    @property
+    def weights_hidden(self) -> float:
+        """Share of the weights whose precision the builder does not show."""
+        return self._share("weights", HIDDEN)
+
+    def _share(self, what: str, precision: str = INT8) -> float:
         total = sum(getattr(layer, what) for layer in self.layers)
-        int8 = sum(getattr(layer, what) for layer in self.layers if layer.precision == INT8)
-        return int8 / total if total else 0.0
+        found = sum(getattr(layer, what) for layer in self.layers if layer.precision == precision)
+        return found / total if total else 0.0
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "Coverage":
+        """What `to_json` gave."""
+        return cls(raw["source"], tuple(Layer(**layer) for layer in raw["layers"]))
 
     def to_json(self) -> dict[str, Any]:
         """For `inspect --json` and the manifest of an engine."""
@@ -85,15 +102,22 @@ class Coverage:
             "source": self.source,
             "weights_int8": self.weights_int8,
             "macs_int8": self.macs_int8,
+            "weights_hidden": self.weights_hidden,
             "layers": [asdict(layer) for layer in self.layers],
         }
 
     def check(self, name: str, least: float) -> None:
-        """Raise an ExportError that names what is not in INT8, if that is too much."""
-        if self.weights_int8 >= least:
+        """Raise an ExportError that names what is not in INT8, if that is too much.
+
+        What is hidden does not count as INT8 in any figure, and does not fail the check either: no
+        build with that builder could pass.
+        """
+        if self.weights_int8 + self.weights_hidden >= least:
             return
         others = ", ".join(
-            f"{layer.name} ({layer.precision})" for layer in self.layers if layer.precision != INT8
+            f"{layer.name} ({layer.precision})"
+            for layer in self.layers
+            if layer.precision not in {INT8, HIDDEN}
         )
         raise ExportError(
             f"{name}: {self.weights_int8:.1%} of its weights compute in INT8, asked are "
@@ -136,6 +160,59 @@ def rtx_coverage(path: Path, log: str, version: str) -> Coverage:
         precision = "+".join(sorted(precisions))
         layers.append(replace(layer, precision=precision, bytes=layer.weights * size))
     return Coverage(f"tensorrt_rtx {version}: build log", tuple(layers))
+
+
+def tensorrt_coverage(path: Path, inspected: str, version: str) -> Coverage:
+    """Of an ONNX file that TensorRT built: from what the engine inspector shows of the engine.
+
+    Args:
+        path: the file that was built.
+        inspected: the engine's information as JSON, built with detailed profiling verbosity.
+        version: the builder's.
+    """
+    shown = [layer for layer in json.loads(inspected)["Layers"] if isinstance(layer, dict)]
+    products = [
+        layer
+        for layer in shown
+        if _PRODUCT.search(f"{layer.get('LayerType')} {layer.get('TacticName')}")
+        or layer.get("ParameterType") == "Convolution"
+    ]
+    nodes = list(_weighted(_load(path)))
+    layers = []
+    for layer in _run(path, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL):
+        precisions = set()
+        for node, name, _ in nodes:
+            if name == layer.name:
+                found = [made for made in products if _is_made_from(made, node.name or "")]
+                precisions |= {_inspected_precision(made) for made in found} or {HIDDEN}
+        # Of several frames some may be hidden: what is not shown is not proven.
+        precision = HIDDEN if HIDDEN in precisions else "+".join(sorted(precisions))
+        size = layer.weights * _BYTES.get(precision, 4)
+        layers.append(replace(layer, precision=precision, bytes=size))
+    return Coverage(f"tensorrt {version}: engine inspector", tuple(layers))
+
+
+def _is_made_from(layer: dict[str, Any], node: str) -> bool:
+    """Whether an inspected layer comes from an ONNX node: named in its metadata, or by its name."""
+    if f"[ONNX Layer: {node}]" in layer.get("Metadata", ""):
+        return True
+    return re.search(re.escape(node) + r"(?![\w/])", layer.get("Name", "")) is not None
+
+
+def _inspected_precision(layer: dict[str, Any]) -> str:
+    """Of the arithmetic: that of what goes in, since no kernel multiplies INT8 with floats."""
+    weights = layer.get("Weights") or {}
+    stored = weights.get("Type") if isinstance(weights, dict) else None
+    read = []
+    for tensor in layer.get("Inputs", []):
+        kind = tensor.get("Datatype") or tensor.get("Format/Datatype") or ""
+        read += _DATATYPE.findall(kind)[:1]
+    if not read:
+        return HIDDEN
+    precision = _INSPECTED[read[0]]
+    if precision == INT8 and stored not in {None, "Int8"}:
+        return f"{_INSPECTED.get(stored, stored)} (int8 data)"
+    return precision
 
 
 @dataclass(frozen=True)

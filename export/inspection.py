@@ -5,15 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from cnngru_edge.export.coverage import Coverage, onnxruntime_coverage
-from cnngru_edge.export.engine import (
-    ENGINE_SUFFIX,
-    build_rtx,
-    read_manifest,
-    rtx_is_installed,
-)
 from cnngru_edge.export.onnx_graph import file_sha256
 from cnngru_edge.export.targets import CPU
-from cnngru_edge.models.errors import ExportError
+from cnngru_edge.export.trt_builder import BuildConfig, build
+from cnngru_edge.runtime import trt_library
+from cnngru_edge.runtime.engine_file import ENGINE_SUFFIX, read_engine
 from cnngru_edge.runtime.session import TARGET_KEY, open_session
 
 
@@ -48,19 +44,25 @@ def coverage(path: Path, target: str) -> Coverage | None:
     """The receipt of an ONNX file for one of quantize.TARGETS, if it can be had here."""
     if target == CPU:
         return onnxruntime_coverage(path)
-    return build_rtx(path).coverage if rtx_is_installed() else None
+    if not trt_library.is_installed("tensorrt_rtx"):
+        return None
+    return build(path, BuildConfig("tensorrt_rtx")).coverage
 
 
 def _inspect_engine(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file")
-    manifest = read_manifest(path)
+    _, manifest = read_engine(path)
+    builder = manifest.builder
+    gpu = f"{builder.gpu}, " if builder.gpu else ""
     return {
         "format": ENGINE_SUFFIX.removeprefix("."),
-        "sha256": manifest["sha256"],
+        "sha256": manifest.sha256,
         "size_bytes": path.stat().st_size,
-        "backend": manifest["builder"],
-        "target": f"compute capability {', '.join(map(str, manifest['compute_capabilities']))}",
-        "precision": "+".join(sorted({x["precision"] for x in manifest["coverage"]["layers"]})),
-        **{key: manifest[key] for key in ("inputs", "outputs", "spec", "coverage")},
+        "backend": builder.name,
+        "target": f"{gpu}compute capability {', '.join(builder.capabilities)}",
+        "precision": manifest.precision,
+        "inputs": [asdict(i) for i in manifest.inputs],
+        "outputs": [asdict(o) for o in manifest.outputs],
+        "spec": asdict(manifest.spec),
+        "build": asdict(builder) | {"source_sha256": manifest.source_sha256},
+        "coverage": manifest.coverage,
     }

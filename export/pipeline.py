@@ -12,13 +12,14 @@ from cnngru_edge.calibration.corpus import EVAL, Clip, Corpus, calibration_clips
 from cnngru_edge.calibration.ranges import CalibrateConfig
 from cnngru_edge.export.compare import MAX_DROP, Comparison, compare, comparison_json
 from cnngru_edge.export.coverage import Coverage
-from cnngru_edge.export.engine import MANIFEST_SUFFIX, rtx_is_installed, write_engine
+from cnngru_edge.export.engine import remove_engine, write_engine
 from cnngru_edge.export.inspection import coverage
-from cnngru_edge.export.onnx_graph import export_onnx
+from cnngru_edge.export.onnx_export import export_onnx
 from cnngru_edge.export.parity import Parity, check_parity
 from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.export.targets import CPU, MIN_COVERAGE, TENSORRT, TENSORRT_FP16
 from cnngru_edge.export.torchscript import export_torchscript
+from cnngru_edge.export.trt_builder import BuildConfig, can_build, target_of
 from cnngru_edge.models.atomic import staged, write_file
 from cnngru_edge.models.checkpoint import load_checkpoint
 from cnngru_edge.models.cnn_gru import CnnGru
@@ -38,8 +39,11 @@ INT8_FORMS = {
     "model.int8.tensorrt-fp16.clip.onnx": (TENSORRT_FP16.name, True),
     "model.int8.tensorrt-fp16.chunk.onnx": (TENSORRT_FP16.name, False),
 }
-ENGINES = {"model.int8.chunk.rtx.engine": "model.int8.tensorrt-fp16.chunk.onnx"}
-"""Engine, and the graph that it is built from: streaming, in the one mode of TensorRT-RTX."""
+ENGINES = {
+    "model.int8.chunk.engine": "tensorrt",
+    "model.int8.chunk.rtx.engine": "tensorrt_rtx",
+}
+"""Engines for streaming, and the library that builds each, where it can here."""
 COVERAGE = "coverage.json"
 RANGES = "ranges.json"
 COMPARISON = "comparison.json"
@@ -144,8 +148,7 @@ def export(
         write_file(stage / COVERAGE, f"{json.dumps(receipts, indent=1)}\n".encode())
     for name in ENGINES.keys() - report.coverages.keys():
         # One of an earlier export was built from other graphs.
-        (out / name).unlink(missing_ok=True)
-        (out / f"{name}{MANIFEST_SUFFIX}").unlink(missing_ok=True)
+        remove_engine(out / name)
     return report
 
 
@@ -164,10 +167,13 @@ def quantize(
 def _receipts(stage: Path, min_coverage: float) -> dict[str, Coverage]:
     """What each INT8 artefact computes in, checked; builds the engines where that is possible."""
     receipts = {}
-    if rtx_is_installed():
-        for name, source in ENGINES.items():
-            receipt = write_engine(stage / source, stage / name, min_coverage=0)
-            receipts[name] = receipts[source] = receipt
+    for name, library in ENGINES.items():
+        if can_build(library):
+            source = f"model.int8.{target_of(library)}.chunk.onnx"
+            manifest, _ = write_engine(
+                stage / source, stage / name, BuildConfig(library), min_coverage=0
+            )
+            receipts[name] = receipts[source] = Coverage.from_json(manifest.coverage)
     for name, (target, _) in INT8_FORMS.items():
         if name not in receipts and (found := coverage(stage / name, target)):
             receipts[name] = found

@@ -12,7 +12,7 @@ from cnngru_edge.export.recurrent import HIDDEN, lower_grus
 from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
 from cnngru_edge.models.errors import CalibrationError, ExportError
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
-from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY, TARGET_KEY
+from cnngru_edge.runtime.session import CLIP_SAMPLES_KEY, PRECISION_KEY, SOURCE_KEY, TARGET_KEY
 
 _HIDDEN_RANGE = Range(-1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 0.0)
 
@@ -31,7 +31,8 @@ def quantize_onnx(
         out: the file to write.
         target: one of TARGETS.
         frames: None for any length of audio; a number T (1 to MAX_FRAMES) for a graph that takes
-            exactly T output frames of one stream at a time, the cell written out T times.
+            exactly T output frames at a time, the cell written out T times: of one stream on a CPU,
+            of as many as are built for in TensorRT.
 
     Raises:
         CalibrationError: the ranges are of another graph.
@@ -42,8 +43,11 @@ def quantize_onnx(
     if model.metadata_props.get(PRECISION_KEY) != "fp32":
         raise ExportError(f"{source}: already quantized; give the float graph")
     sha256 = onnx_graph.file_sha256(source)
-    quantize_model(model, Ranges.load(ranges, sha256), target, frames)
+    measured = Ranges.load(ranges, sha256)
+    quantize_model(model, measured, target, frames)
     model.metadata_props.update({PRECISION_KEY: "int8", TARGET_KEY: target, SOURCE_KEY: sha256})
+    if frames is None:
+        model.metadata_props[CLIP_SAMPLES_KEY] = ",".join(map(str, measured.clip_samples))
     onnx_graph.save(model, out)
 
 
@@ -53,7 +57,7 @@ def quantize_model(
     """Quantize a float graph in place; see `quantize_onnx`."""
     builder = TARGETS[target]
     if frames is not None:
-        _fix_length(model, frames)
+        _fix_length(model, frames, 1 if builder is None else None)
     lower_grus(model, frames)
     _separate(model)
     range_of = partial(_range_of, ranges)
@@ -82,16 +86,16 @@ def _separate(model: ir.Model) -> None:
                 node.replace_input_with(index, own)
 
 
-def _fix_length(model: ir.Model, frames: int) -> None:
-    """Inputs for one stream and `frames` output frames; no dimension stays free."""
+def _fix_length(model: ir.Model, frames: int, batch: int | None) -> None:
+    """Inputs for `frames` output frames, and for so many streams if that is given."""
     if not 1 <= frames <= MAX_FRAMES:
         raise ExportError(f"a graph without loops takes 1 to {MAX_FRAMES} frames, got {frames}")
     spec = ModelSpec.from_json(model.metadata_props[METADATA_KEY])
-    sizes = {"N": 1, "S": frames * spec.chunk_length, "T": frames}
+    sizes = {"S": frames * spec.chunk_length, "T": frames} | ({"N": batch} if batch else {})
     for value in (*model.graph.inputs, *model.graph.outputs):
         assert value.shape is not None
         value.shape = ir.Shape(
-            sizes[size.value] if isinstance(size, ir.SymbolicDim) and size.value else size
+            sizes.get(size.value, size) if isinstance(size, ir.SymbolicDim) and size.value else size
             for size in value.shape
         )
 

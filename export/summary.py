@@ -44,8 +44,9 @@ def print_summary(report: ExportReport, console: Console) -> None:
     print_comparison(comparison, console)
     if not built:
         console.print(
-            "no engine, and no proof that the TensorRT graphs are INT8: TensorRT-RTX is not "
-            "installed (pip install 'cnngru-edge[tensorrt-rtx]')",
+            "no engine, and no proof that the TensorRT graphs are INT8: no builder for them here "
+            "(pip install 'cnngru-edge[tensorrt-rtx]' needs no GPU; 'cnngru-edge build' on the "
+            "device)",
             soft_wrap=True,
         )
     stages = ", ".join(f"{stage} {s:.1f} s" for stage, s in report.stage_s.items())

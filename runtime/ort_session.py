@@ -12,6 +12,7 @@ from cnngru_edge.runtime.session import (
     TARGET_KEY,
     Array,
     Feed,
+    HostStreams,
     TensorInfo,
     spec_of,
 )
@@ -44,11 +45,18 @@ class OrtSession:
             raise SessionError(
                 f"{path}: inputs are {[i.name for i in self.inputs]}, its spec asks for {expected}"
             )
+        rows, samples = self.inputs[0].shape
+        self.max_batch = rows if isinstance(rows, int) else None
+        self.max_samples = samples if isinstance(samples, int) else None
         self.backend = f"onnxruntime {onnxruntime.__version__}"
         self.device = f"cpu ({', '.join(self._session.get_providers())})"
         self.precision = self.metadata.get(PRECISION_KEY, "fp32")
         if self.metadata.get(TARGET_KEY, "cpu") != "cpu":
             self.precision += " (simulated)"  # its Q/DQ pairs around operators in float
+
+    def streams(self, batch: int) -> HostStreams:
+        """`batch` new streams, which begin with the initial state."""
+        return HostStreams(self, batch)
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """All outputs for a feed of all inputs, both by name."""

@@ -1,6 +1,6 @@
 """One door to every artefact: `open_session(path)`, whatever backend the file needs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,9 @@ TARGET_KEY = "cnngru_edge.target"
 SOURCE_KEY = "cnngru_edge.source_sha256"
 """Metadata beside the spec: the sha256 of the file that an artefact was made from."""
 
+CLIP_SAMPLES_KEY = "cnngru_edge.clip_samples"
+"""Metadata beside the spec: the shortest, median and longest clip that it was calibrated with."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -30,6 +33,27 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+
+class Streams(Protocol):
+    """Streams side by side as rows of one batch, each with its own state, wherever that is kept."""
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """A copy of the states (N, ...) that the next chunk starts from, by input name."""
+        ...
+
+    def advance(self, audio: Array) -> Array:
+        """Logits (N, T, C) of the next (N, S) samples of all of them."""
+        ...
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Let these rows, or all, start anew."""
+        ...
+
+    def close(self) -> None:
+        """Give back what they hold."""
+        ...
 
 
 class Session(Protocol):
@@ -42,12 +66,18 @@ class Session(Protocol):
     backend: str  # library and version
     device: str  # where it really runs
     precision: str  # what its weights really are
+    max_batch: int | None  # rows at a time; None for any number
+    max_samples: int | None  # of a row at a time
+
+    def streams(self, batch: int) -> Streams:
+        """`batch` new streams, which begin with the initial state."""
+        ...
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """All outputs for a feed of all inputs, both by name."""
         ...
 
-    def __enter__(self) -> "Session": ...
+    def __enter__(self) -> Any: ...
 
     def __exit__(
         self,
@@ -57,12 +87,36 @@ class Session(Protocol):
     ) -> None: ...
 
 
-def open_session(path: Path, *, threads: int = 1) -> Session:
-    """Open a `.onnx` (ONNX Runtime) or `.ts` (TorchScript) artefact.
+class HostStreams:
+    """Streams whose states are kept on the host, between runs of a session."""
+
+    def __init__(self, session: Session, batch: int) -> None:
+        self._session = session
+        self.state = initial_state(session.spec, batch)
+
+    def advance(self, audio: Array) -> Array:
+        """Logits (N, T, C) of the next (N, S) samples of all of them."""
+        outputs = self._session.run({"audio": audio, **self.state})
+        self.state = {s.name: outputs[s.next_name] for s in self._session.spec.state}
+        return outputs["logits"]
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Let these rows, or all, start anew."""
+        for name, value in self.state.items():
+            self.state[name] = value.copy()  # what a session returned may be its own
+            self.state[name][slice(None) if rows is None else list(rows)] = 0
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def open_session(path: Path, *, threads: int = 1, cuda_graph: bool = True) -> Session:
+    """Open a `.onnx` (ONNX Runtime), `.engine` (TensorRT) or `.ts` (TorchScript) artefact.
 
     Args:
         path: the file; its suffix says which backend.
         threads: CPU threads. One is fastest for models this small, frame by frame.
+        cuda_graph: whether an engine's work is captured once and then launched as a whole.
 
     Raises:
         SessionError: no such file, not one of ours, or not to be opened here.
@@ -78,7 +132,13 @@ def open_session(path: Path, *, threads: int = 1) -> Session:
         from cnngru_edge.runtime.torch_session import TorchSession
 
         return TorchSession(path, threads=threads)
-    raise SessionError(f"{path}: expected a .onnx or .ts file; 'cnngru-edge export' writes both")
+    if path.suffix == ".engine":
+        from cnngru_edge.runtime.trt_session import TrtSession
+
+        return TrtSession(path, cuda_graph=cuda_graph)
+    raise SessionError(
+        f"{path}: expected a .onnx, .engine or .ts file; 'cnngru-edge export' writes them"
+    )
 
 
 def spec_of(path: Path, metadata: Mapping[str, str]) -> ModelSpec:

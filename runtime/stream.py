@@ -1,11 +1,14 @@
 """Audio through a session with the state carried, in chunks of any length."""
 
+from collections.abc import Sequence
+from types import TracebackType
+
 import numpy as np
 
 from cnngru_edge.models.errors import SessionError
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple
-from cnngru_edge.runtime.session import Array, Session, initial_state
+from cnngru_edge.runtime.session import Array, Session
 
 FLUSH_S = 0.06
 """Silence after a clip's end: a word cut off there is heard out, as it is in a stream."""
@@ -15,11 +18,20 @@ class Stream:
     """`batch` streams side by side through one session, each row with its own state."""
 
     def __init__(self, session: Session, batch: int = 1) -> None:
-        streams = session.inputs[0].shape[0]
-        if isinstance(streams, int) and streams != batch:
-            raise SessionError(f"this session is for {streams} at a time, not for {batch} streams")
+        rows = session.inputs[0].shape[0]
+        if isinstance(rows, int) and rows != batch:
+            raise SessionError(f"this session is for {rows} at a time, not for {batch} streams")
+        if session.max_batch is not None and batch > session.max_batch:
+            raise SessionError(
+                f"this session is for at most {session.max_batch} streams, not for {batch}"
+            )
         self.session = session
-        self.state = initial_state(session.spec, batch)
+        self._streams = session.streams(batch)
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """The states (N, ...) that the next chunk starts from, by input name."""
+        return self._streams.state
 
     def push(self, audio: Samples) -> Array:
         """Logits (N, S / chunk_length, C) of the next (N, S) samples.
@@ -27,22 +39,37 @@ class Stream:
         S is a multiple of `spec.chunk_length`, and of the session's own length if it takes audio of
         one length only. However the audio is cut, the logits are the same.
         """
-        fixed = fixed_length(self.session)
-        length = fixed or self.session.spec.chunk_length
+        length = fixed_length(self.session) or self.session.spec.chunk_length
         if audio.shape[1] % length or not audio.size:
             raise SessionError(
                 f"this session takes {length} samples at a time, and {audio.shape[1]} are no "
                 "multiple of that"
             )
-        if fixed is None:
-            return self._run(audio)
-        pieces = range(0, audio.shape[1], length)
-        return np.concatenate([self._run(audio[:, i : i + length]) for i in pieces], axis=1)
+        most = self.session.max_samples
+        if most is None or audio.shape[1] <= most:
+            return self._streams.advance(audio)
+        starts = range(0, audio.shape[1], most)
+        pieces = [self._streams.advance(audio[:, i : i + most]) for i in starts]
+        return np.concatenate(pieces, axis=1)
 
-    def _run(self, audio: Samples) -> Array:
-        outputs = self.session.run({"audio": audio, **self.state})
-        self.state = {s.name: outputs[s.next_name] for s in self.session.spec.state}
-        return outputs["logits"]
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Let these rows, or all, start anew."""
+        self._streams.reset(rows)
+
+    def close(self) -> None:
+        """Give back what the session holds for these streams."""
+        self._streams.close()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def fixed_length(session: Session) -> int | None:
@@ -62,5 +89,6 @@ def clip_logits(session: Session, samples: Samples) -> Array:
     audio = flushed(session.spec, samples)
     frames = len(audio) // session.spec.chunk_length
     audio = pad_to_multiple(audio, fixed_length(session) or session.spec.chunk_length)
-    logits: Array = Stream(session).push(audio[None])[0, :frames]
+    with Stream(session) as stream:
+        logits: Array = stream.push(audio[None])[0, :frames]
     return logits

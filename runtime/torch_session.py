@@ -6,7 +6,7 @@ from types import TracebackType
 
 from cnngru_edge.models.errors import BackendMissing, SessionError
 from cnngru_edge.models.spec import METADATA_KEY, StateSpec
-from cnngru_edge.runtime.session import Array, Feed, TensorInfo, spec_of
+from cnngru_edge.runtime.session import Array, Feed, HostStreams, TensorInfo, spec_of
 
 try:
     import torch
@@ -49,9 +49,15 @@ class TorchSession:
             TensorInfo("logits", "float", ("N", "T", len(self.spec.labels))),
             *(TensorInfo(state.next_name, "float", shape) for state, shape in states),
         )
+        self.max_batch: int | None = None
+        self.max_samples: int | None = None
         self.backend = f"torch {torch.__version__}"
         self.device = "cpu"
         self.precision = "fp32"
+
+    def streams(self, batch: int) -> HostStreams:
+        """`batch` new streams, which begin with the initial state."""
+        return HostStreams(self, batch)
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """All outputs for a feed of all inputs, both by name."""

@@ -1,13 +1,19 @@
+import csv
 import os
+import re
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
 from cnngru_edge.calibration.corpus import DEMO, read_corpus
-from cnngru_edge.models.spec import ConvSpec, FeatureSpec, ModelSpec
+from cnngru_edge.export.cli import main
+from cnngru_edge.models.spec import METADATA_KEY, ConvSpec, FeatureSpec, ModelSpec
 
 # torch and onnx are imported where they are used: the tests of the runtime run without them too.
 
@@ -18,6 +24,14 @@ TINY_SPEC = ModelSpec(
     hidden_size=5,
     num_layers=2,
 )
+
+NO_SPEC = (
+    f"no model spec inside (metadata '{METADATA_KEY}'), so it was not written by cnngru-edge; "
+    "make one with 'cnngru-edge export'"
+)
+UNREADABLE = r"not readable as audio \(.+\); WAV, FLAC and Ogg are"
+
+_BAR = re.compile(r"(trace|calibrate|quantize|build|compare) +[━╸╺ ]* +\d+/\d+ .*\n")
 
 
 def pytest_addoption(parser):
@@ -115,3 +129,139 @@ def wav(tmp_path):
         return path
 
     return write
+
+
+# For the tests of wrong input.
+
+
+class Outcome:
+    def __init__(self, exit_code, stdout, stderr):
+        self.exit_code = exit_code
+        self.stdout = stdout
+        self.stderr = _BAR.sub("", stderr)  # without the progress bars
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capfd):
+    """Run a command to its end: no traceback, nothing written around Python's stdout and stderr."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    on_kill = signal.getsignal(signal.SIGTERM)
+
+    def run(*args):
+        capfd.readouterr()
+        result = CliRunner().invoke(main, [str(arg) for arg in args])
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        assert capfd.readouterr() == ("", "")
+        assert list(temporary.iterdir()) == []
+        return Outcome(result.exit_code, result.stdout, result.stderr)
+
+    yield run
+    signal.signal(signal.SIGTERM, on_kill)
+
+
+@pytest.fixture
+def refused(cli, tmp_path):
+    """What a command ends with after `Error: `, its only line; it leaves all files as they were."""
+
+    def run(*args):
+        before = contents(tmp_path)
+        result = cli(*args)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert contents(tmp_path) == before
+        assert re.fullmatch("Error: .+\n", result.stderr)
+        return result.stderr.removeprefix("Error: ").removesuffix("\n")
+
+    return run
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A folder with an older export in it."""
+    out = tmp_path / "old"
+    out.mkdir()
+    for name in ("model.ts", "model.fp32.onnx", "model.int8.onnx", "ranges.json", "other.txt"):
+        (out / name).write_text(f"the old {name}")
+    return out
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Write the rows of a manifest.csv; the folder."""
+
+    def write(*rows):
+        folder = tmp_path / "data"
+        folder.mkdir(exist_ok=True)
+        with (folder / "manifest.csv").open("w", newline="") as f:
+            csv.writer(f).writerows(rows)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def tiny_onnx(tiny, tmp_path):
+    from cnngru_edge.export.onnx_export import export_onnx
+
+    path = tmp_path / "tiny.onnx"
+    export_onnx(tiny.for_export(), path)
+    return path
+
+
+@pytest.fixture
+def loose(demo, tmp_path):
+    """A folder of so many recordings without labels."""
+
+    def link(count):
+        folder = tmp_path / "loose"
+        folder.mkdir()
+        for clip in demo.of("calib")[:count]:
+            (folder / f"{clip.label}_{clip.path.name}").symlink_to(clip.path)
+        return folder
+
+    return link
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if path.name != ".ses"  # ONNX Runtime's telemetry, in the folder for temporary files
+    }
+
+
+def half_of(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def with_head_times(factor, source, target):
+    """Write a graph whose last linear layer has other weights."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(source)
+    weight = next(i for i in model.graph.initializer if i.name.startswith("head.weight"))
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * factor, weight.name))
+    onnx.save(model, target)
+    return target
+
+
+def make_nothing(path):
+    pass
+
+
+def make_noise(path):
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+
+
+def make_other_onnx(path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", [x], [y])
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)

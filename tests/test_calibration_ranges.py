@@ -83,6 +83,7 @@ def ranges(**change):
         "clips_sha256": "b" * 64,
         "clips": 100,
         "duration_s": 100.0,
+        "clip_samples": (8_000, 16_000, 24_000),
         "method": "percentile",
         "percentile": 99.99,
         "tensors": tensors,
@@ -102,7 +103,7 @@ def test_ranges_of_another_graph_are_refused(tmp_path):
         Ranges.load(path, "c" * 64)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "tensors": {}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "tensors": {}}'])
 def test_what_is_no_ranges_file_is_refused(tmp_path, text):
     path = tmp_path / "ranges.json"
     path.write_text(text)

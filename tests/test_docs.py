@@ -20,6 +20,15 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("cnngru-edge ") and not line.startswith("cnngru-edge train")
 ]
+ON_A_GPU = [command for command in COMMANDS if "kws12.engine" in command]
+
+
+def shell(command, folder):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path}
+    return subprocess.run(
+        command, shell=True, cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
 
 
 def all_commands():
@@ -42,19 +51,28 @@ def test_the_readmes_commands_run(tmp_path, exported):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "build").mkdir()
     (tmp_path / "build/kws12").symlink_to(exported)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    assert len(COMMANDS) >= 7
+    for path in exported.glob("*.onnx"):
+        (tmp_path / path.name).symlink_to(path)
+    assert len(COMMANDS) >= 10
     for command in COMMANDS:
-        done = subprocess.run(
-            command,
-            shell=True,
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-        )
+        done = shell(command, tmp_path)
+        if command in ON_A_GPU and done.returncode:
+            assert done.stderr.startswith("Error: "), f"{command}\n{done.stderr}"
+            assert done.stderr.count("\n") == 1
+            continue
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout
+
+
+@pytest.mark.gpu
+def test_the_readmes_commands_for_a_gpu_run(tmp_path, exported, demo):
+    for path in exported.glob("*.onnx"):
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "clip.wav").symlink_to(demo.clips[0].path)
+    assert len(ON_A_GPU) == 3
+    for command in ON_A_GPU:
+        done = shell(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
 def test_the_readmes_python_runs(tmp_path, exported, demo, monkeypatch):

@@ -14,7 +14,7 @@ from cnngru_edge.export.coverage import (
     multiplies_integers,
     onnxruntime_coverage,
 )
-from cnngru_edge.export.onnx_graph import export_onnx
+from cnngru_edge.export.onnx_export import export_onnx
 from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.models.errors import ExportError
 

@@ -1,39 +1,44 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import onnx
 import pytest
 from click.testing import CliRunner
 
-from cnngru_edge.export import engine
 from cnngru_edge.export.cli import main
 from cnngru_edge.export.coverage import INT8
-from cnngru_edge.export.engine import CAPABILITIES, build_rtx, read_manifest, write_engine
+from cnngru_edge.export.engine import write_engine
 from cnngru_edge.export.inspection import inspect
-from cnngru_edge.export.pipeline import ENGINES, INT8_FORMS
+from cnngru_edge.export.pipeline import INT8_FORMS
 from cnngru_edge.export.quantize import quantize_onnx
+from cnngru_edge.export.trt_builder import RTX_CAPABILITIES, BuildConfig, build
 from cnngru_edge.models.errors import BackendMissing, ExportError
+from cnngru_edge.runtime import trt_library
+from cnngru_edge.runtime.engine_file import read_engine, read_manifest
 
-pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this machine")
+rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this machine")
 
 CHUNK = "model.int8.tensorrt-fp16.chunk.onnx"
+RTX = BuildConfig("tensorrt_rtx")
 
 # Of kws12: four convolutions, the head, and the GRU's product over all frames and that of a frame,
 # which the compiler unrolls eight times and keeps once more for the frames that are left over.
 INT8_LAYERS = {"clip": 4 + 1 + 1 + 9, "chunk": 4 + 1 + 1 + 1}
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("capability", RTX_CAPABILITIES)
 @pytest.mark.parametrize("name", [name for name in INT8_FORMS if "tensorrt" in name])
 def test_every_form_is_built_in_int8_for_every_gpu(exported, name, capability):
-    built = build_rtx(exported / name, (capability,))
+    built = build(exported / name, BuildConfig("tensorrt_rtx", capabilities=(capability,)))
     assert {layer.precision for layer in built.coverage.layers} == {INT8}
+    assert built.capabilities == (capability,)
     assert len(built.engine) > 500_000
     # From the log itself, beside the receipt that is made of it.
     layers = [
         line
-        for line in engine.build_log().splitlines()
+        for line in built.log.splitlines()
         if line.startswith("Name: ")
         and ("LayerType: gemm" in line or "LayerType: correlation" in line)
     ]
@@ -46,11 +51,18 @@ def test_every_form_is_built_in_int8_for_every_gpu(exported, name, capability):
 def test_longer_chunks_are_built_in_int8_too(exported, tmp_path, target, frames):
     path = tmp_path / "chunk.onnx"
     quantize_onnx(exported / "model.fp32.onnx", exported / "ranges.json", path, target, frames)
-    assert build_rtx(path).coverage.weights_int8 == 1
+    assert build(path, RTX).coverage.weights_int8 == 1
+
+
+@pytest.mark.parametrize("name", [name for name in INT8_FORMS if "tensorrt" in name])
+def test_streams_side_by_side_are_built_in_int8_too(exported, name):
+    built = build(exported / name, replace(RTX, batch=8))
+    assert built.max_batch == 8
+    assert built.coverage.weights_int8 == 1
 
 
 def test_a_float_graph_is_built_in_float_and_the_receipt_says_so(exported):
-    receipt = build_rtx(exported / "model.fp32.onnx").coverage
+    receipt = build(exported / "model.fp32.onnx", RTX).coverage
     assert receipt.weights_int8 == 0
     assert {layer.precision for layer in receipt.layers if "conv" in layer.name} == {"fp32"}
 
@@ -62,7 +74,7 @@ def test_a_product_without_its_pair_is_named(exported, tmp_path):
     quantize = next(node for node in proto.graph.node if node.output[0] == pair.input[0])
     head.input[0] = quantize.input[0]
     onnx.save(proto, tmp_path / "broken.onnx")
-    receipt = build_rtx(tmp_path / "broken.onnx").coverage
+    receipt = build(tmp_path / "broken.onnx", RTX).coverage
     found = {layer.name: layer.precision for layer in receipt.layers}
     assert found.pop("head") != INT8
     assert set(found.values()) == {INT8}
@@ -71,40 +83,30 @@ def test_a_product_without_its_pair_is_named(exported, tmp_path):
 
 
 def test_an_engine_has_a_manifest_with_its_receipt(exported):
-    (name,) = ENGINES
-    manifest = read_manifest(exported / name)
-    assert manifest["compute_capabilities"] == list(CAPABILITIES)
-    assert manifest["coverage"]["weights_int8"] == 1
-    assert manifest["builder"].startswith("tensorrt_rtx 1.")
+    name = "model.int8.chunk.rtx.engine"
+    data, manifest = read_engine(exported / name)
+    assert manifest == read_manifest(exported / name)
+    assert manifest.builder.capabilities == RTX_CAPABILITIES
+    assert manifest.builder.name == f"TensorRT-RTX {rtx.__version__}"
+    assert (manifest.builder.gpu, manifest.builder.driver) == (None, None)
+    assert (manifest.max_batch, manifest.max_samples) == (1, manifest.spec.chunk_length)
+    assert manifest.precision == INT8
+    assert manifest.source == CHUNK
+    assert manifest.coverage["weights_int8"] == 1
     found = inspect(exported / name)
-    assert found["coverage"] == manifest["coverage"]
-    assert found["size_bytes"] == (exported / name).stat().st_size
-
-
-def test_an_engine_that_was_changed_is_refused(exported, tmp_path):
-    (name,) = ENGINES
-    changed = bytearray((exported / name).read_bytes())
-    changed[-1] ^= 1
-    (tmp_path / name).write_bytes(changed)
-    (tmp_path / f"{name}.json").write_bytes((exported / f"{name}.json").read_bytes())
-    with pytest.raises(ExportError, match="not the engine that"):
-        read_manifest(tmp_path / name)
-
-
-def test_an_engine_without_a_manifest_is_refused(tmp_path):
-    (tmp_path / "a.engine").write_bytes(b"ftrt")
-    with pytest.raises(ExportError, match=r"a\.engine\.json: no such file"):
-        inspect(tmp_path / "a.engine")
+    assert found["coverage"] == manifest.coverage
+    assert found["sha256"] == manifest.sha256
+    assert found["size_bytes"] == (exported / name).stat().st_size == len(data)
 
 
 def test_a_gpu_that_the_builder_does_not_know_is_named(exported):
     with pytest.raises(ExportError, match=r"compute capability '8\.7'; it does for .*8\.6"):
-        build_rtx(exported / CHUNK, ("8.7",))
+        build(exported / CHUNK, replace(RTX, capabilities=("8.7",)))
 
 
 def test_a_graph_for_a_cpu_is_refused(exported, tmp_path):
     with pytest.raises(ExportError, match=r"model\.int8\.onnx: quantized for a CPU; .*--target"):
-        write_engine(exported / "model.int8.onnx", tmp_path / "a.engine")
+        write_engine(exported / "model.int8.onnx", tmp_path / "a.engine", RTX)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,21 +115,21 @@ def test_a_graph_that_breaks_a_rule_does_not_reach_the_builder(exported, tmp_pat
     proto.ir_version = 12
     onnx.save(proto, tmp_path / "new.onnx")
     with pytest.raises(ExportError, match="ir-version"):
-        build_rtx(tmp_path / "new.onnx")
+        build(tmp_path / "new.onnx", RTX)
 
 
 def test_an_engine_does_not_take_the_place_of_its_graph(exported, tmp_path):
     graph = tmp_path / CHUNK
     graph.write_bytes((exported / CHUNK).read_bytes())
     with pytest.raises(ExportError, match=r"an engine's name ends with \.engine"):
-        write_engine(graph, graph)
+        write_engine(graph, graph, RTX)
     assert graph.read_bytes() == (exported / CHUNK).read_bytes()
 
 
-def test_a_stop_while_tensorrt_speaks_is_a_stop(exported, monkeypatch):
+def test_a_stop_while_tensorrt_speaks_is_a_stop(exported):
     """It catches what a logger raises, a signal's exception too."""
-    build_rtx(exported / CHUNK)
-    (log,) = engine._registered
+    build(exported / CHUNK, RTX)
+    log = trt_library.logger(rtx)
 
     class Severity:
         @property
@@ -140,30 +142,21 @@ def test_a_stop_while_tensorrt_speaks_is_a_stop(exported, monkeypatch):
         log.stop_if_asked()
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["[]", "null", "{", "{}", '{"spec": {}, "coverage": []}'],
-)
-def test_a_manifest_that_is_none_is_refused(exported, tmp_path, text):
-    (name,) = ENGINES
-    (tmp_path / name).write_bytes((exported / name).read_bytes())
-    (tmp_path / f"{name}.json").write_text(text)
-    with pytest.raises(ExportError, match="not the manifest of an engine"):
-        inspect(tmp_path / name)
-
-
 def test_too_little_in_int8_leaves_no_engine(exported, tmp_path):
     result = CliRunner().invoke(
-        main, ["build", str(exported / "model.fp32.onnx"), "--out", str(tmp_path / "a.engine")]
+        main, ["build", str(exported / "model.fp32.onnx"), "--out", str(tmp_path / "a.rtx.engine")]
     )
     assert result.exit_code == 1
     assert "0.0% of its weights compute in INT8, asked are 95.0%" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_build_writes_an_engine(exported, tmp_path):
-    out = tmp_path / "a.engine"
+@pytest.mark.parametrize("name", ["a.rtx.engine", "a.engine"])
+def test_build_writes_an_engine(exported, tmp_path, name):
+    out = tmp_path / name
     arguments = ["build", str(exported / CHUNK), "--out", str(out), "--capability", "8.9"]
+    if not name.endswith(".rtx.engine"):
+        arguments += ["--target", "tensorrt-rtx"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "100.0% of the weights in INT8" in result.stdout
@@ -171,10 +164,29 @@ def test_build_writes_an_engine(exported, tmp_path):
     assert json.loads(inspected.stdout)["target"] == "compute capability 8.9"
 
 
+def test_an_engine_that_is_there_is_built_again_only_if_something_differs(exported, tmp_path):
+    out = tmp_path / "a.rtx.engine"
+    first, notes = write_engine(exported / CHUNK, out, RTX)
+    assert notes == ()
+    written = out.stat().st_mtime_ns
+    assert write_engine(exported / CHUNK, out, RTX) == (first, (f"{out} is up to date",))
+    assert out.stat().st_mtime_ns == written
+    with pytest.raises(ExportError, match="asked are"):
+        write_engine(exported / CHUNK, out, RTX, min_coverage=1.1)
+    second, notes = write_engine(exported / CHUNK, out, replace(RTX, batch=4))
+    assert second.max_batch == 4
+    assert read_engine(out)[1] == second
+    assert [note.startswith(f"{out} is built again: its options was") for note in notes] == [True]
+    out.write_bytes(b"vtrt")
+    third, notes = write_engine(exported / CHUNK, out, replace(RTX, batch=4))
+    assert [note.startswith(f"{out} is built again: {out}: ") for note in notes] == [True]
+    assert read_engine(out)[1] == third
+
+
 def test_without_the_builder_its_package_is_named(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(BackendMissing, match=r"cnngru-edge\[tensorrt-rtx\]"):
-        build_rtx(exported / CHUNK)
+        build(exported / CHUNK, RTX)
     assert inspect(exported / CHUNK)["coverage"] is None
 
 

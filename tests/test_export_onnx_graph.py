@@ -6,8 +6,8 @@ import pytest
 from onnx import parser
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
-from cnngru_edge.export import onnx_graph
-from cnngru_edge.export.onnx_graph import export_onnx
+from cnngru_edge.export import onnx_export, onnx_graph
+from cnngru_edge.export.onnx_export import export_onnx
 from cnngru_edge.models.errors import ExportError
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
 from cnngru_edge.runtime.audio import read_audio
@@ -118,7 +118,7 @@ reshape (float[A,B,3,2] x, float[A,B] other) => (float[K,L,M] y)
 )
 def test_a_reshape_copies_the_dimensions_that_it_keeps(target, expected):
     graph = ir.from_proto(parser.parse_model(RESHAPE.replace("TARGET", target)))
-    onnx_graph.copy_leading_dimensions(graph)
+    onnx_export.copy_leading_dimensions(graph)
     (node,) = graph.graph
     assert node.inputs[1].const_value.numpy().tolist() == expected
 
@@ -131,7 +131,7 @@ def test_a_reshape_copies_the_dimensions_that_it_keeps(target, expected):
 def test_a_reshape_to_other_dimensions_is_refused(old, target):
     text = RESHAPE.replace("TARGET", target).replace("Shape(x)", old)
     with pytest.raises(ExportError, match="a Reshape to something else than its input's dimens"):
-        onnx_graph.copy_leading_dimensions(ir.from_proto(parser.parse_model(text)))
+        onnx_export.copy_leading_dimensions(ir.from_proto(parser.parse_model(text)))
 
 
 # The last bit of a float can round to the next of 255 steps, which the layers after it pass on.

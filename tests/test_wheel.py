@@ -17,10 +17,11 @@ PACKAGES = ("calibration", "export", "models", "runtime")
 def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(out), "."]
-    # From a copy of what is tracked: setuptools would leave its build folder in the checkout.
-    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split("\n")
+    # From a copy of what git knows or would add: setuptools would leave its build folder here.
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.check_output(listing, cwd=ROOT, text=True).split("\n")
     source = out / "source"
-    for name in filter(None, tracked):
+    for name in filter(None, names):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)

@@ -1,0 +1,336 @@
+"""How fast an artefact is here, by trtexec's definitions, as clip and as stream.
+
+From NVIDIA/TensorRT samples/common/sampleReporting.cpp: GPU compute is the time of the kernels of a
+step between two events, enqueue the host's time to launch it, H2D and D2H the copies; latency is
+H2D + GPU compute + D2H. Beside them the host's time: from samples in a numpy array to logits in
+one, which is what a caller waits for, and the only time that a CPU session has.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cnngru_edge.models.errors import EdgeError, SessionError
+from cnngru_edge.runtime import jetson
+from cnngru_edge.runtime.cuda import Cuda
+from cnngru_edge.runtime.engine_file import ENGINE_SUFFIX
+from cnngru_edge.runtime.session import Array, Session, open_session
+from cnngru_edge.runtime.stream import Stream, fixed_length
+from cnngru_edge.runtime.trt_session import TrtSession, TrtStreams
+
+PERCENTILES = (90, 95, 99)
+_MIN_STEPS = 10
+_POWER_PERIOD_S = 0.1
+_ROWS = {
+    "host": "host_ms",
+    "latency": "latency_ms",
+    "H2D": "h2d_ms",
+    "GPU compute": "compute_ms",
+    "D2H": "d2h_ms",
+    "enqueue": "enqueue_ms",
+}
+_COLD_START = """
+import sys
+from pathlib import Path
+import numpy as np
+from cnngru_edge.runtime.session import open_session
+from cnngru_edge.runtime.stream import Stream, fixed_length
+with open_session(Path(sys.argv[1])) as session:
+    length = fixed_length(session) or session.spec.chunk_length
+    Stream(session).push(np.zeros((1, length), np.float32))
+"""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of many steps, in milliseconds."""
+
+    minimum: float
+    mean: float
+    median: float
+    p90: float
+    p95: float
+    p99: float
+    maximum: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Times":
+        """Summarize."""
+        ordered = sorted(values)
+        p90, p95, p99 = (percentile(ordered, p) for p in PERCENTILES)
+        mean, median = float(np.mean(ordered)), float(np.median(ordered))
+        return cls(ordered[0], mean, median, p90, p95, p99, ordered[-1])
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One kind of step: a chunk of a stream, or a clip."""
+
+    what: str
+    audio_ms: float  # in one row
+    steps: int
+    steps_per_s: float
+    real_time_factor: float  # mean host time to audio time: below 1 is faster than real time
+    cuda_graph: bool
+    host_ms: Times
+    latency_ms: Times | None = None  # these four of a GPU only
+    h2d_ms: Times | None = None
+    compute_ms: Times | None = None
+    d2h_ms: Times | None = None
+    enqueue_ms: Times | None = None
+
+
+@dataclass
+class Bench:
+    """All that was measured, and in what state the machine was."""
+
+    artefact: str
+    backend: str
+    device: str
+    precision: str
+    batch: int
+    open_s: float
+    cold_start_s: float  # a new process, from its start to the first logits
+    resident_mib: float  # at most, of this process
+    device_mib: float | None
+    timings: list[Timing] = field(default_factory=list)
+    power_mode: str | None = None
+    clocks_mhz: dict[str, float] = field(default_factory=dict)
+    power_mw: dict[str, float] = field(default_factory=dict)  # mean while measuring, by rail
+
+    def to_json(self) -> str:
+        """One object."""
+        return json.dumps(asdict(self))
+
+
+def print_bench(found: Bench, console: Console) -> None:
+    """A table: a row for each time that was measured, a column for each kind of step."""
+    console.print(
+        f"{found.artefact}: {found.backend}, {found.device}, {found.precision}, batch {found.batch}"
+    )
+    table = Table("milliseconds", *(t.what for t in found.timings), highlight=False)
+    for label, key in _ROWS.items():
+        times = [getattr(t, key) for t in found.timings]
+        if any(times):
+            for row in ("median", "p90", "p95", "p99"):
+                cells = (f"{getattr(t, row):.3f}" if t else "" for t in times)
+                table.add_row(f"{label} {row}", *cells)
+    for label, text in (
+        ("audio in a row", "{0.audio_ms:.0f}"),
+        ("steps a second", "{0.steps_per_s:,.0f}"),
+        ("real-time factor", "{0.real_time_factor:.5f}"),
+        ("CUDA graph", "{0.cuda_graph}"),
+    ):
+        table.add_row(label, *(text.format(t) for t in found.timings))
+    console.print(table)
+    memory = f"resident {found.resident_mib:.0f} MiB"
+    if found.device_mib is not None:
+        memory += f", on the GPU {found.device_mib:.0f} MiB"
+    console.print(f"open {found.open_s:.2f} s, cold start {found.cold_start_s:.2f} s, {memory}")
+    if found.power_mode:
+        console.print(f"power mode {found.power_mode}")
+    for clock, mhz in found.clocks_mhz.items():
+        console.print(f"{clock} {mhz:,.0f} MHz")
+    for rail, power in found.power_mw.items():
+        console.print(f"{rail} {power:,.0f} mW")
+
+
+def percentile(ordered: Sequence[float], p: float) -> float:
+    """The value that p percent do not exceed, by trtexec's formula (findPercentile) in its floats.
+
+    Args:
+        ordered: ascending, at least one.
+        p: 0 to 100.
+    """
+    count = len(ordered)
+    exclude = int((np.float32(1) - np.float32(p) / np.float32(100)) * np.float32(count))
+    return ordered[max(count - 1 - exclude, 0)]
+
+
+def bench(
+    path: Path,
+    *,
+    batch: int = 1,
+    seconds: float = 1.0,
+    duration_s: float = 3.0,
+    warm_up_s: float = 0.2,
+    threads: int = 1,
+    cuda_graph: bool = True,
+) -> Bench:
+    """Measure an artefact.
+
+    Args:
+        path: what `open_session` opens.
+        batch: rows, each a stream of its own.
+        seconds: of the clip, for an artefact that takes any length.
+        duration_s: to measure for, each kind of step; at least 10 steps.
+        warm_up_s: before that.
+        threads: CPU threads.
+        cuda_graph: launch a captured graph, on a GPU.
+
+    Raises:
+        EdgeError: it does not open or run here.
+    """
+    free = Cuda().free_bytes() if path.suffix == ENGINE_SUFFIX else 0
+    start = time.perf_counter()
+    with open_session(path, threads=threads, cuda_graph=cuda_graph) as session:
+        opened = time.perf_counter() - start
+        spec = session.spec
+        lengths = {"step": fixed_length(session) or spec.chunk_length}
+        if fixed_length(session) is None:
+            chunks = max(round(seconds * spec.features.sample_rate / spec.chunk_length), 1)
+            lengths["clip"] = chunks * spec.chunk_length
+        with _power() as power:
+            timings = [
+                _measure(session, what, batch, length, duration_s, warm_up_s)
+                for what, length in lengths.items()
+            ]
+        return Bench(
+            artefact=str(path),
+            backend=session.backend,
+            device=session.device,
+            precision=session.precision,
+            batch=batch,
+            open_s=opened,
+            cold_start_s=_cold_start_s(path),
+            resident_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            device_mib=(free - session.cuda.free_bytes()) / 2**20
+            if isinstance(session, TrtSession)
+            else None,
+            timings=timings,
+            power_mode=jetson.power_mode(),
+            clocks_mhz=jetson.clocks_mhz() if jetson.release() else {},
+            power_mw=power,
+        )
+
+
+def _measure(
+    session: Session, what: str, batch: int, length: int, duration_s: float, warm_up_s: float
+) -> Timing:
+    spec = session.spec
+    if session.max_samples is not None and length > session.max_samples:
+        raise SessionError(
+            f"this engine takes {session.max_samples} samples at a time, not {length}: give fewer "
+            "--seconds, or build with more --max-seconds"
+        )
+    audio = np.random.default_rng(0).standard_normal((batch, length), np.float32)
+    with Stream(session, batch) as stream:
+
+        def step() -> None:
+            stream.push(audio)
+
+        _repeat(step, warm_up_s)
+        start = time.perf_counter()
+        host = _repeat(step, duration_s)
+        steps_per_s = len(host) / (time.perf_counter() - start)
+        on_device: dict[str, Times] = {}
+        has_graph = False
+        if isinstance(session, TrtSession):
+            streams = session.streams(batch)
+            on_device = _device_times(session, streams, audio, duration_s)
+            has_graph = streams.has_graph
+            streams.close()
+    audio_ms = 1000 * length / spec.features.sample_rate
+    return Timing(
+        what=what,
+        audio_ms=audio_ms,
+        steps=len(host),
+        steps_per_s=steps_per_s,
+        real_time_factor=float(np.mean(host)) / audio_ms,
+        cuda_graph=has_graph,
+        host_ms=Times.of(host),
+        **on_device,
+    )
+
+
+def _repeat(step: Callable[[], None], duration_s: float) -> list[float]:
+    """Milliseconds of each step, for so long."""
+    times: list[float] = []
+    end = time.perf_counter() + duration_s
+    while len(times) < _MIN_STEPS or time.perf_counter() < end:
+        start = time.perf_counter()
+        step()
+        times.append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def _device_times(
+    session: TrtSession, streams: TrtStreams, audio: Array, duration_s: float
+) -> dict[str, Times]:
+    cuda, stream = session.cuda, session.stream
+    marks = [cuda.event() for _ in range(4)]
+    parts: dict[str, list[float]] = {
+        name: [] for name in ("latency_ms", "h2d_ms", "compute_ms", "d2h_ms", "enqueue_ms")
+    }
+
+    def step() -> None:
+        streams.write_audio(audio)
+        cuda.record(marks[0], stream)
+        streams.upload()
+        cuda.record(marks[1], stream)
+        start = time.perf_counter()
+        streams.compute()
+        parts["enqueue_ms"].append(1000 * (time.perf_counter() - start))
+        cuda.record(marks[2], stream)
+        streams.download()
+        cuda.record(marks[3], stream)
+        cuda.synchronize(stream)
+        for name, first, last in (
+            ("h2d_ms", 0, 1),
+            ("compute_ms", 1, 2),
+            ("d2h_ms", 2, 3),
+            ("latency_ms", 0, 3),
+        ):
+            parts[name].append(cuda.elapsed_ms(marks[first], marks[last]))
+
+    for _ in range(4):  # the warm-up, and the capture of a graph in either direction
+        streams.advance(audio)
+    _repeat(step, duration_s)
+    for mark in marks:
+        cuda.destroy_event(mark)
+    return {name: Times.of(values) for name, values in parts.items()}
+
+
+@contextmanager
+def _power() -> Iterator[dict[str, float]]:
+    """The mean power by rail, filled in at the end; empty where nothing measures it."""
+    mean: dict[str, float] = {}
+    seen: list[dict[str, float]] = []
+    stop = Event()
+
+    def sample() -> None:
+        while not stop.wait(_POWER_PERIOD_S):
+            seen.append(jetson.power_mw())
+
+    thread = Thread(target=sample, daemon=True)
+    if jetson.power_mw():
+        thread.start()
+    try:
+        yield mean
+    finally:
+        stop.set()
+        if thread.is_alive():
+            thread.join()
+        for rail in seen[0] if seen else ():
+            mean[rail] = float(np.mean([values[rail] for values in seen if rail in values]))
+
+
+def _cold_start_s(path: Path) -> float:
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", _COLD_START, path], capture_output=True, check=False
+    )
+    if done.returncode:
+        raise EdgeError(f"{path}: does not start in a new process: {done.stderr.decode()[-500:]}")
+    return time.perf_counter() - start

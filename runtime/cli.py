@@ -1,0 +1,123 @@
+"""The commands that a device needs: run, bench, doctor. They import no torch and no onnx."""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from cnngru_edge.models.errors import AudioError, SessionError
+
+FILE = click.Path(path_type=Path)
+
+as_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for other programs."
+)
+
+
+@click.command()
+@click.option("--engine", type=FILE, required=True, help="Artefact to run (.onnx or .ts).")
+@click.option("--reference", type=FILE, help="Check each answer against this float artefact.")
+@as_json_option
+@click.argument("audio", type=FILE, nargs=-1, required=True)
+def run(engine: Path, reference: Path | None, as_json: bool, audio: tuple[Path, ...]) -> None:
+    """Say what is said in AUDIO files: label, score and latency of each."""
+    from cnngru_edge.runtime.recognize import recognize
+    from cnngru_edge.runtime.session import open_session
+
+    errors: list[AudioError] = []
+    notes: dict[str, int] = {}
+    width = max(len(str(path)) for path in audio)
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(engine))
+        checked = stack.enter_context(open_session(reference)) if reference else None
+        if checked and checked.spec != session.spec:
+            raise SessionError(
+                f"{reference}: of another model than {engine}; give its own float one"
+            )
+        for path in audio:
+            try:
+                result = recognize(session, path, checked)
+            except AudioError as e:
+                errors.append(e)
+                continue
+            for note in result.notes:
+                notes[note] = notes.get(note, 0) + 1
+            click.echo(result.to_json() if as_json else result.to_line(width))
+    for note, count in notes.items():
+        click.echo(f"note: {count} of {len(audio)} {note}", err=True)
+    report_skipped(errors)
+
+
+@click.command()
+@click.argument("artefact", type=FILE)
+@click.option("--batch", type=click.IntRange(1), default=1, help="Streams at a time.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    help="Length of a clip, for an artefact that takes any.",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0),
+    default=3.0,
+    help="Seconds to measure each kind of step for.",
+)
+@click.option("--warm-up", type=click.FloatRange(0), default=0.2, help="Seconds before that.")
+@click.option("--threads", type=click.IntRange(1), default=1, help="CPU threads.")
+@click.option("--cuda-graph/--no-cuda-graph", default=True, help="Launch a captured graph.")
+@as_json_option
+def bench(
+    artefact: Path,
+    batch: int,
+    seconds: float,
+    duration: float,
+    warm_up: float,
+    threads: int,
+    cuda_graph: bool,
+    as_json: bool,
+) -> None:
+    """Measure how fast an ARTEFACT is here, as a stream and as a clip."""
+    from cnngru_edge.runtime.bench import bench as measure
+    from cnngru_edge.runtime.bench import print_bench
+
+    found = measure(
+        artefact,
+        batch=batch,
+        seconds=seconds,
+        duration_s=duration,
+        warm_up_s=warm_up,
+        threads=threads,
+        cuda_graph=cuda_graph,
+    )
+    if as_json:
+        click.echo(found.to_json())
+    else:
+        print_bench(found, Console(markup=False))
+
+
+@click.command()
+@as_json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine is, what it can build and run, and what to install for the rest."""
+    from cnngru_edge.runtime.doctor import diagnose, print_diagnosis
+    from cnngru_edge.runtime.machine import look
+
+    diagnosis = diagnose(look())
+    if as_json:
+        click.echo(json.dumps(diagnosis.to_json()))
+    else:
+        print_diagnosis(diagnosis, Console(markup=False))
+
+
+def report_skipped(errors: Sequence[AudioError]) -> None:
+    """Name the recordings that were left out; having any is a failure, after all else is done."""
+    if len(errors) == 1:
+        raise errors[0]
+    for error in errors:
+        click.echo(f"skipped {error}", err=True)
+    if errors:
+        raise click.ClickException(f"recordings left out: {len(errors)}, see above")

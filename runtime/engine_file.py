@@ -1,0 +1,202 @@
+"""An engine and the manifest beside it: read and checked before any library sees the engine.
+
+Deserializing an engine runs what is in it, as native code does ("Serialized TensorRT engines are
+executable artifacts", TensorRT documentation, Security). So an engine is opened only if it is the
+one that its manifest was written for; what a manifest is worth depends on where it came from.
+"""
+
+import hashlib
+import json
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cnngru_edge.models.errors import SessionError, SpecError
+from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.runtime.session import PRECISION_KEY, TensorInfo
+
+ENGINE_SUFFIX = ".engine"
+MANIFEST_SUFFIX = ".json"
+
+LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+"""Modules that build and run engines, and what they are called."""
+
+_HEADER = struct.Struct("<4sIqq4B")  # magic, serialization version, entries, size, library version
+_MAGIC = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
+
+
+@dataclass(frozen=True)
+class Builder:
+    """What built an engine, and where."""
+
+    library: str  # one of LIBRARIES
+    version: str
+    typing: str  # strong: types as in the graph; weak: as the builder likes within the flags
+    flags: tuple[str, ...]
+    capabilities: tuple[str, ...]  # of the GPUs it is for, as 8.7
+    gpu: str | None  # the one it was built on; None if that needed none
+    driver: str | None  # the newest CUDA that the driver ran
+    options: dict[str, Any]  # as they were given to the build
+    build_s: float
+
+    @property
+    def name(self) -> str:
+        """Library and version, as people write them."""
+        return f"{LIBRARIES[self.library]} {self.version}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of an engine without opening it."""
+
+    sha256: str
+    source: str  # name of the graph that it was built from
+    source_sha256: str
+    builder: Builder
+    max_batch: int
+    max_samples: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    metadata: dict[str, str]  # of the graph
+    spec: ModelSpec
+    coverage: dict[str, Any]  # the receipt of the build
+
+    def to_json(self) -> str:
+        """For the file beside the engine."""
+        return json.dumps(asdict(self), indent=1)
+
+    @property
+    def summary(self) -> str:
+        """How much of it is in INT8, by what, for what."""
+        hidden = self.coverage.get("weights_hidden", 0)
+        more = f" ({hidden:.1%} are in blocks that it does not show)" if hidden else ""
+        return (
+            f"{self.coverage['weights_int8']:.1%} of the weights in INT8{more}, {self.builder.name}"
+            f", {self.builder.typing} typing, for compute capability "
+            f"{', '.join(self.builder.capabilities)}"
+        )
+
+    @property
+    def precision(self) -> str:
+        """In which its weights compute, by the receipt."""
+        found = sorted({layer["precision"] for layer in self.coverage["layers"]})
+        return "+".join(found) or self.metadata.get(PRECISION_KEY, "unknown")
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first bytes of an engine, as trtexec --getPlanVersionOnly reads them."""
+
+    library: str
+    size: int
+    version: str
+
+
+def manifest_path(engine: Path) -> Path:
+    """Where the manifest of an engine is."""
+    return engine.with_name(engine.name + MANIFEST_SUFFIX)
+
+
+def read_engine(engine: Path) -> tuple[bytes, Manifest]:
+    """The bytes of an engine, which are those that its manifest was written for.
+
+    Raises:
+        SessionError: no such file, no manifest, of another engine, or not an engine at all.
+    """
+    try:
+        data = engine.read_bytes()
+    except FileNotFoundError as e:
+        raise SessionError(f"{engine}: no such file") from e
+    manifest = read_manifest(engine)
+    if hashlib.sha256(data).hexdigest() != manifest.sha256:
+        header = read_header(data, engine)  # says more, where it can
+        raise SessionError(
+            f"{engine}: not the engine that {engine.name}{MANIFEST_SUFFIX} was written for (sha256 "
+            f"differs; {len(data)} bytes, by {LIBRARIES[header.library]} {header.version}); copy "
+            "both files again, or build the engine again"
+        )
+    header = read_header(data, engine)
+    if header.library != manifest.builder.library:
+        raise SessionError(
+            f"{engine}: an engine of {LIBRARIES[header.library]}, and its manifest says "
+            f"{manifest.builder.name}"
+        )
+    return data, manifest
+
+
+def read_manifest(engine: Path) -> Manifest:
+    """The manifest of an engine, which may still be another's.
+
+    Raises:
+        SessionError: there is none, or it is not one.
+    """
+    path = manifest_path(engine)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        if not engine.is_file():
+            raise SessionError(f"{engine}: no such file") from e
+        raise SessionError(
+            f"{path}: no such file; an engine is opened only with the manifest that 'cnngru-edge "
+            "build' wrote beside it"
+        ) from e
+    except UnicodeDecodeError as e:
+        raise SessionError(f"{path}: not the manifest of an engine") from e
+    try:
+        return _manifest(json.loads(text))
+    except (AttributeError, KeyError, SpecError, TypeError, ValueError) as e:
+        raise SessionError(f"{path}: not the manifest of an engine; build it again") from e
+
+
+def read_header(data: bytes, engine: Path) -> Header:
+    """The header of an engine; it says what the file claims to be, not that it is whole.
+
+    The layout is trtexec's (printPlanVersion in NVIDIA/TensorRT samples/common/sampleEngines.cpp).
+
+    Raises:
+        SessionError: not an engine, or cut short.
+    """
+    if not data:
+        raise SessionError(f"{engine}: empty; copy or build it again")
+    library = _MAGIC.get(data[:4])
+    if library is None:
+        kind = " (an ONNX file?)" if b"onnx" in data[:64] or engine.suffix == ".onnx" else ""
+        raise SessionError(f"{engine}: not a TensorRT engine{kind}; it begins with {data[:4]!r}")
+    if len(data) < _HEADER.size:
+        raise SessionError(f"{engine}: cut short at {len(data)} bytes; copy or build it again")
+    _, _, _, size, *version = _HEADER.unpack_from(data)
+    if len(data) < size:
+        raise SessionError(
+            f"{engine}: cut short, {len(data)} of {size} bytes; copy or build it again"
+        )
+    return Header(library, size, ".".join(map(str, version)))
+
+
+def _manifest(raw: dict[str, Any]) -> Manifest:
+    builder = Builder(
+        **raw["builder"]
+        | {key: tuple(map(str, raw["builder"][key])) for key in ("flags", "capabilities")}
+    )
+    if builder.library not in LIBRARIES:
+        raise ValueError(builder.library)
+    if not all(layer["precision"] and layer["name"] for layer in raw["coverage"]["layers"]):
+        raise ValueError("layers")
+    if not {"weights_int8", "macs_int8", "source"} <= raw["coverage"].keys():
+        raise KeyError("coverage")
+    return Manifest(
+        **raw
+        | {
+            "builder": builder,
+            "spec": ModelSpec.from_json(json.dumps(raw["spec"])),
+            "inputs": _tensors(raw["inputs"]),
+            "outputs": _tensors(raw["outputs"]),
+            "max_batch": int(raw["max_batch"]),
+            "max_samples": int(raw["max_samples"]),
+            "metadata": {str(k): str(v) for k, v in raw["metadata"].items()},
+        }
+    )
+
+
+def _tensors(raw: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(**t | {"shape": tuple(t["shape"])}) for t in raw)
