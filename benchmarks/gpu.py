@@ -145,7 +145,7 @@ def tensorrt_rows(model: Path, form: str, batch: int) -> list[str]:
             rows.append(
                 f"{label} ({manifest.builder.version}, {typing}, {graph_note}) | "
                 f"{us(timing.host_ms)} | {1000 * timing.compute_ms.median:.0f} | "
-                f"{1000 * timing.enqueue_ms.median:.0f} | {manifest.coverage['weights_int8']:.0%}"
+                f"{1000 * timing.enqueue_ms.median:.0f} | {manifest.coverage.weights_int8:.0%}"
             )
     return rows
 

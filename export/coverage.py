@@ -11,7 +11,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,9 @@ import onnxruntime
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export.onnx_graph import module_of
-from cnngru_edge.models.errors import ExportError
+from cnngru_edge.models.receipt import HIDDEN, INT8, Coverage, Layer
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
 from cnngru_edge.runtime.ort_session import DISABLED_OPTIMIZERS
-
-INT8 = "int8"
-HIDDEN = "not shown"
-"""Of a weight in a block that its builder compiled as a whole and does not open (TensorRT 8.6)."""
 
 _INTEGER = {
     "ConvInteger",
@@ -51,78 +47,6 @@ _DATATYPE = re.compile(r"\b(Int8|FP16|Half|FP32|Float)\b")
 _INSPECTED = {"Int8": INT8, "FP16": "fp16", "Half": "fp16", "FP32": "fp32", "Float": "fp32"}
 _BYTES = {INT8: 1, "fp16": 2}
 _SUFFIXES = re.compile(r"(_int8|_quantized|_dequantized|_half)+$")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A weight, by the name of the PyTorch parameter or module that it came from."""
-
-    name: str
-    precision: str  # of the arithmetic: int8, fp16, fp32; "fp32 (int8 weights)" is float arithmetic
-    weights: int
-    bytes: int
-    macs: int  # multiply-accumulates in a second of audio
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """All layers behind the front-end, and what they were read from."""
-
-    source: str
-    layers: tuple[Layer, ...]
-
-    @property
-    def weights_int8(self) -> float:
-        """Share of the weights that compute in INT8."""
-        return self._share("weights")
-
-    @property
-    def macs_int8(self) -> float:
-        """Share of the multiply-accumulates that are of integers."""
-        return self._share("macs")
-
-    @property
-    def weights_hidden(self) -> float:
-        """Share of the weights whose precision the builder does not show."""
-        return self._share("weights", HIDDEN)
-
-    def _share(self, what: str, precision: str = INT8) -> float:
-        total = sum(getattr(layer, what) for layer in self.layers)
-        found = sum(getattr(layer, what) for layer in self.layers if layer.precision == precision)
-        return found / total if total else 0.0
-
-    @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> "Coverage":
-        """What `to_json` gave."""
-        return cls(raw["source"], tuple(Layer(**layer) for layer in raw["layers"]))
-
-    def to_json(self) -> dict[str, Any]:
-        """For `inspect --json` and the manifest of an engine."""
-        return {
-            "source": self.source,
-            "weights_int8": self.weights_int8,
-            "macs_int8": self.macs_int8,
-            "weights_hidden": self.weights_hidden,
-            "layers": [asdict(layer) for layer in self.layers],
-        }
-
-    def check(self, name: str, least: float) -> None:
-        """Raise an ExportError that names what is not in INT8, if that is too much.
-
-        What is hidden does not count as INT8 in any figure, and does not fail the check either: no
-        build with that builder could pass.
-        """
-        if self.weights_int8 + self.weights_hidden >= least:
-            return
-        others = ", ".join(
-            f"{layer.name} ({layer.precision})"
-            for layer in self.layers
-            if layer.precision not in {INT8, HIDDEN}
-        )
-        raise ExportError(
-            f"{name}: {self.weights_int8:.1%} of its weights compute in INT8, asked are "
-            f"{least:.1%}; not in INT8: {others} (read from {self.source})"
-        )
 
 
 def onnxruntime_coverage(path: Path) -> Coverage:

@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from cnngru_edge.export import onnx_graph
-from cnngru_edge.export.coverage import Coverage
 from cnngru_edge.export.onnx_graph import file_sha256
 from cnngru_edge.export.targets import MIN_COVERAGE
 from cnngru_edge.export.trt_builder import (
@@ -61,7 +60,7 @@ def write_engine(
     if out.exists():
         manifest, differs = _kept(graph, out, config)
         if manifest is not None and not differs:
-            Coverage.from_json(manifest.coverage).check(str(graph), min_coverage)
+            manifest.coverage.check(str(graph), min_coverage)
             return manifest, (f"{out} is up to date",)
         notes.append(f"{out} is built again: {differs}")
     built = build(graph, config, timing_cache=timing_cache, progress=progress)
@@ -148,5 +147,5 @@ def _manifest(graph: Path, config: BuildConfig, built: Built) -> Manifest:
         outputs=outputs,
         metadata={key: text for key, text in metadata.items() if key != METADATA_KEY},
         spec=spec,
-        coverage=built.coverage.to_json(),
+        coverage=built.coverage,
     )

@@ -4,10 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cnngru_edge.export.coverage import Coverage, onnxruntime_coverage
+from cnngru_edge.export.coverage import onnxruntime_coverage
 from cnngru_edge.export.onnx_graph import file_sha256
 from cnngru_edge.export.targets import CPU
 from cnngru_edge.export.trt_builder import BuildConfig, build
+from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.runtime import trt_library
 from cnngru_edge.runtime.engine_file import ENGINE_SUFFIX, read_engine
 from cnngru_edge.runtime.session import TARGET_KEY, open_session
@@ -64,5 +65,5 @@ def _inspect_engine(path: Path) -> dict[str, Any]:
         "outputs": [asdict(o) for o in manifest.outputs],
         "spec": asdict(manifest.spec),
         "build": asdict(builder) | {"source_sha256": manifest.source_sha256},
-        "coverage": manifest.coverage,
+        "coverage": manifest.coverage.to_json(),
     }

@@ -11,7 +11,6 @@ from cnngru_edge.calibration.collect import calibrate
 from cnngru_edge.calibration.corpus import EVAL, Clip, Corpus, calibration_clips, match_labels
 from cnngru_edge.calibration.ranges import CalibrateConfig
 from cnngru_edge.export.compare import MAX_DROP, Comparison, compare, comparison_json
-from cnngru_edge.export.coverage import Coverage
 from cnngru_edge.export.engine import remove_engine, write_engine
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.onnx_export import export_onnx
@@ -24,6 +23,7 @@ from cnngru_edge.models.atomic import staged, write_file
 from cnngru_edge.models.checkpoint import load_checkpoint
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import AudioError, CorpusError, ExportError
+from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.audio import Samples, read_audio
 
@@ -173,7 +173,7 @@ def _receipts(stage: Path, min_coverage: float) -> dict[str, Coverage]:
             manifest, _ = write_engine(
                 stage / source, stage / name, BuildConfig(library), min_coverage=0
             )
-            receipts[name] = receipts[source] = Coverage.from_json(manifest.coverage)
+            receipts[name] = receipts[source] = manifest.coverage
     for name, (target, _) in INT8_FORMS.items():
         if name not in receipts and (found := coverage(stage / name, target)):
             receipts[name] = found

@@ -16,10 +16,11 @@ import onnx_ir as ir
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export import lint, onnx_graph
-from cnngru_edge.export.coverage import Coverage, rtx_coverage, tensorrt_coverage
+from cnngru_edge.export.coverage import rtx_coverage, tensorrt_coverage
 from cnngru_edge.export.targets import CPU, TARGETS, TENSORRT, TENSORRT_FP16
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.errors import BackendMissing, ExportError
+from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
 from cnngru_edge.runtime import trt_library
 from cnngru_edge.runtime.cuda import Cuda, Gpu

@@ -115,6 +115,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Refuse a model that cannot be built."""
+        if not all(isinstance(label, str) and label.isprintable() for label in self.labels):
+            raise SpecError(f"labels: need to be printable text, got {list(self.labels)}")
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise SpecError(f"labels: need at least two, all different, got {list(self.labels)}")
         if not self.convs or self.hidden_size < 1 or self.num_layers < 1:

@@ -8,11 +8,13 @@ one that its manifest was written for; what a manifest is worth depends on where
 import hashlib
 import json
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from cnngru_edge.models.errors import SessionError, SpecError
+from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.session import PRECISION_KEY, TensorInfo
 
@@ -60,19 +62,19 @@ class Manifest:
     outputs: tuple[TensorInfo, ...]
     metadata: dict[str, str]  # of the graph
     spec: ModelSpec
-    coverage: dict[str, Any]  # the receipt of the build
+    coverage: Coverage
 
     def to_json(self) -> str:
         """For the file beside the engine."""
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(asdict(self) | {"coverage": self.coverage.to_json()}, indent=1)
 
     @property
     def summary(self) -> str:
         """How much of it is in INT8, by what, for what."""
-        hidden = self.coverage.get("weights_hidden", 0)
+        hidden = self.coverage.weights_hidden
         more = f" ({hidden:.1%} are in blocks that it does not show)" if hidden else ""
         return (
-            f"{self.coverage['weights_int8']:.1%} of the weights in INT8{more}, {self.builder.name}"
+            f"{self.coverage.weights_int8:.1%} of the weights in INT8{more}, {self.builder.name}"
             f", {self.builder.typing} typing, for compute capability "
             f"{', '.join(self.builder.capabilities)}"
         )
@@ -80,7 +82,7 @@ class Manifest:
     @property
     def precision(self) -> str:
         """In which its weights compute, by the receipt."""
-        found = sorted({layer["precision"] for layer in self.coverage["layers"]})
+        found = sorted({layer.precision for layer in self.coverage.layers})
         return "+".join(found) or self.metadata.get(PRECISION_KEY, "unknown")
 
 
@@ -145,7 +147,7 @@ def read_manifest(engine: Path) -> Manifest:
         raise SessionError(f"{path}: not the manifest of an engine") from e
     try:
         return _manifest(json.loads(text))
-    except (AttributeError, KeyError, SpecError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, RecursionError, SpecError, TypeError, ValueError) as e:
         raise SessionError(f"{path}: not the manifest of an engine; build it again") from e
 
 
@@ -174,29 +176,37 @@ def read_header(data: bytes, engine: Path) -> Header:
 
 
 def _manifest(raw: dict[str, Any]) -> Manifest:
-    builder = Builder(
-        **raw["builder"]
-        | {key: tuple(map(str, raw["builder"][key])) for key in ("flags", "capabilities")}
-    )
-    if builder.library not in LIBRARIES:
-        raise ValueError(builder.library)
-    if not all(layer["precision"] and layer["name"] for layer in raw["coverage"]["layers"]):
-        raise ValueError("layers")
-    if not {"weights_int8", "macs_int8", "source"} <= raw["coverage"].keys():
-        raise KeyError("coverage")
-    return Manifest(
-        **raw
-        | {
-            "builder": builder,
-            "spec": ModelSpec.from_json(json.dumps(raw["spec"])),
-            "inputs": _tensors(raw["inputs"]),
-            "outputs": _tensors(raw["outputs"]),
-            "max_batch": int(raw["max_batch"]),
-            "max_samples": int(raw["max_samples"]),
-            "metadata": {str(k): str(v) for k, v in raw["metadata"].items()},
-        }
-    )
+    derived = raw["coverage"]
+    plain = {"coverage": {key: derived[key] for key in ("source", "layers")}}
+    manifest: Manifest = _typed(Manifest, raw | plain)
+    if manifest.builder.library not in LIBRARIES:
+        raise ValueError(f"library {manifest.builder.library}")
+    if min(manifest.max_batch, manifest.max_samples) < 1:
+        raise ValueError("sizes")
+    return manifest
 
 
-def _tensors(raw: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
-    return tuple(TensorInfo(**t | {"shape": tuple(t["shape"])}) for t in raw)
+def _typed(kind: Any, raw: Any) -> Any:
+    """What JSON gave, as the type that a field is declared with, or a ValueError."""
+    if kind is ModelSpec:
+        return ModelSpec.from_json(json.dumps(raw))
+    if is_dataclass(kind):
+        kinds = get_type_hints(kind)
+        if raw.keys() != kinds.keys():
+            raise ValueError(f"fields of {kind}")
+        fields = {name: _typed(kinds[name], value) for name, value in raw.items()}
+        return kind(**fields)  # type: ignore[operator]
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is tuple and isinstance(raw, list):
+        return tuple(_typed(arguments[0], item) for item in raw)
+    if origin is dict:
+        return {_typed(str, key): _typed(arguments[1], value) for key, value in raw.items()}
+    if origin is UnionType:
+        kind = next((one for one in arguments if type(raw) is one), str)
+    if kind is float and type(raw) is int:
+        kind = int
+    if kind is not Any and type(raw) is not kind:
+        raise ValueError(f"{raw!r} is no {kind}")
+    if isinstance(raw, str) and not raw.isprintable():
+        raise ValueError("control characters")
+    return raw

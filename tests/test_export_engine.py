@@ -8,13 +8,13 @@ import pytest
 from click.testing import CliRunner
 
 from cnngru_edge.export.cli import main
-from cnngru_edge.export.coverage import INT8
 from cnngru_edge.export.engine import write_engine
 from cnngru_edge.export.inspection import inspect
 from cnngru_edge.export.pipeline import INT8_FORMS
 from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.export.trt_builder import RTX_CAPABILITIES, BuildConfig, build
 from cnngru_edge.models.errors import BackendMissing, ExportError
+from cnngru_edge.models.receipt import INT8
 from cnngru_edge.runtime import trt_library
 from cnngru_edge.runtime.engine_file import read_engine, read_manifest
 
@@ -92,9 +92,9 @@ def test_an_engine_has_a_manifest_with_its_receipt(exported):
     assert (manifest.max_batch, manifest.max_samples) == (1, manifest.spec.chunk_length)
     assert manifest.precision == INT8
     assert manifest.source == CHUNK
-    assert manifest.coverage["weights_int8"] == 1
+    assert manifest.coverage.weights_int8 == 1
     found = inspect(exported / name)
-    assert found["coverage"] == manifest.coverage
+    assert found["coverage"] == manifest.coverage.to_json()
     assert found["sha256"] == manifest.sha256
     assert found["size_bytes"] == (exported / name).stat().st_size == len(data)
 

@@ -10,10 +10,10 @@ pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
 import simulated_gpu
 from simulated_gpu import BOTH, ONE_OF_EACH, RTX, STRONG_ONLY, VERSIONS, WEAK_ONLY
 
-from cnngru_edge.export.coverage import HIDDEN, INT8
 from cnngru_edge.export.engine import write_engine
 from cnngru_edge.export.trt_builder import BuildConfig, build, can_build, target_of
 from cnngru_edge.models.errors import BackendMissing, ExportError, SessionError
+from cnngru_edge.models.receipt import HIDDEN, INT8
 from cnngru_edge.runtime.engine_file import manifest_path, read_engine, read_header
 from cnngru_edge.runtime.session import open_session
 
@@ -444,7 +444,7 @@ def test_what_a_builder_does_not_show_is_not_taken_for_int8(exported, simulate, 
     simulate("8.6.1")
     out = tmp_path / "a.engine"
     manifest, _ = write_engine(exported / OLD.format("chunk"), out, BuildConfig())
-    found = {layer["name"]: layer["precision"] for layer in manifest.coverage["layers"]}
+    found = {layer.name: layer.precision for layer in manifest.coverage.layers}
     hidden = {"grus.0.weight_ih_l0": HIDDEN, "grus.0.weight_hh_l0": HIDDEN}
     assert found == dict.fromkeys(found, INT8) | hidden
     assert manifest.summary == (
