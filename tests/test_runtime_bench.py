@@ -102,3 +102,28 @@ def test_an_engine_without_a_gpu_is_one_line(exported):
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("Error: ")
+
+
+def test_an_engine_has_the_times_of_its_gpu_too(exported, tmp_path, monkeypatch):
+    """On a simulated GPU: what is measured around what, and that a graph is."""
+    pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
+    import simulated_gpu
+
+    from cnngru_edge.export.engine import write_engine
+    from cnngru_edge.export.trt_builder import BuildConfig
+
+    cuda, _ = simulated_gpu.install(monkeypatch)
+    monkeypatch.setattr(module, "_cold_start_s", lambda path: 1.0)  # of a process without it
+    graph = exported / "model.int8.tensorrt-fp16.clip.onnx"
+    write_engine(graph, tmp_path / "a.engine", BuildConfig(batch=2))
+    found = bench(tmp_path / "a.engine", batch=2, seconds=0.1, duration_s=0, warm_up_s=0)
+    assert [timing.what for timing in found.timings] == ["step", "clip"]
+    for timing in found.timings:
+        assert timing.cuda_graph
+        parts = (timing.h2d_ms, timing.compute_ms, timing.d2h_ms)
+        assert timing.latency_ms.mean == pytest.approx(sum(part.mean for part in parts))
+        assert timing.enqueue_ms.minimum > 0
+    assert found.device_mib is not None
+    assert cuda.leaks() == []
+    with pytest.raises(SessionError, match="samples at a time, not 160000: give fewer --seconds"):
+        bench(tmp_path / "a.engine", seconds=10, duration_s=0)

@@ -156,13 +156,23 @@ FIELDS = {
 def test_a_flipped_bit_in_the_header_is_found(refused, engine, field):
     offsets, expected = FIELDS[field]
     for offset in offsets:
-        bit = 1
-        if "size" in field:  # more bytes than there are: a bit that is not set
-            byte = engine.read_bytes()[offset]
-            bit = 0x80 if offset == 23 else ~byte & (byte + 1)
-        flip(engine, offset, bit)
+        flip(engine, offset, 1)
         assert refused(engine).startswith(expected), offset
-        flip(engine, offset, bit)
+        flip(engine, offset, 1)
+
+
+@pytest.mark.parametrize("offset", range(16, 24))
+def test_a_flipped_bit_in_the_size_is_found(refused, engine, offset):
+    size = engine.stat().st_size
+    for bit in range(8):
+        flip(engine, offset, 1 << bit)
+        claimed = int.from_bytes(engine.read_bytes()[16:24], "little", signed=True)
+        if claimed > size:
+            expected = f": cut short, {size} of {claimed} bytes; copy or build it again"
+            assert refused(engine) == expected
+        else:
+            assert refused(engine).startswith(": not the engine that ")
+        flip(engine, offset, 1 << bit)
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(refused, engine):
