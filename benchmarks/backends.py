@@ -20,8 +20,8 @@ from torch import nn
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES, calibrate
 from cnngru_edge.calibration.ranges import CalibrateConfig
+from cnngru_edge.export.artefacts import FLOAT, INT8, RANGES, TORCHSCRIPT
 from cnngru_edge.export.inspection import inspect
-from cnngru_edge.export.pipeline import FLOAT, INT8, RANGES, TORCHSCRIPT
 from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.spec import ModelSpec

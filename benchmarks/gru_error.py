@@ -36,7 +36,8 @@ from scipy import stats
 from cnngru_edge.calibration.collect import calibrate
 from cnngru_edge.calibration.corpus import DEMO, EVAL, Clip, calibration_clips, read_corpus
 from cnngru_edge.calibration.ranges import METHODS, MIN_CLIPS, CalibrateConfig, Method
-from cnngru_edge.export.pipeline import FLOAT, INT8, RANGES, parity_clips, trace
+from cnngru_edge.export.artefacts import FLOAT, INT8, RANGES
+from cnngru_edge.export.pipeline import parity_clips, trace
 from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.export.recurrent import lower_grus
 from cnngru_edge.export.targets import CPU

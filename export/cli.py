@@ -24,7 +24,8 @@ from cnngru_edge.runtime.cli import FILE, as_json_option, bench, doctor, report_
 from cnngru_edge.runtime.engine_file import LIBRARIES
 from cnngru_edge.runtime.stream import FLUSH_S
 
-_EXTRA = {"torch", "torchaudio", "onnx", "onnx_ir", "safetensors", "scipy"}
+_GRAPHS = {"onnx", "onnx_ir"}
+_EXTRA = {"torch", "torchaudio", "safetensors", "scipy"} | _GRAPHS
 
 data_option = click.option(
     "--data",
@@ -93,6 +94,8 @@ class Group(click.Group):
             if e.name not in _EXTRA:
                 raise
             missing = f"{e.name} is not installed: pip install 'cnngru-edge[export]'"
+            if e.name in _GRAPHS:
+                missing += ", or, to build engines on a device, onnx onnx-ir"
             raise click.ClickException(str(BackendMissing(missing))) from e
         except OSError as e:
             where = f"{e.filename}: " if e.filename else ""
@@ -313,9 +316,9 @@ def quantize(
     min_coverage: float,
 ) -> None:
     """Write the INT8 form of a float GRAPH, for ONNX Runtime on a CPU or for TensorRT."""
-    from cnngru_edge.export import pipeline
+    from cnngru_edge.export.quantize import quantize_checked
 
-    receipt = pipeline.quantize(graph, ranges, out, target, frames, min_coverage)
+    receipt = quantize_checked(graph, ranges, out, target, frames, min_coverage)
     size = f"{out.stat().st_size / 1000:.0f} KB"
     if receipt is None:
         click.echo(f"{out}: {size}; INT8 not proven, for TensorRT-RTX is not installed")

@@ -4,19 +4,29 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from cnngru_edge.calibration.collect import calibrate
 from cnngru_edge.calibration.corpus import EVAL, Clip, Corpus, calibration_clips, match_labels
 from cnngru_edge.calibration.ranges import CalibrateConfig
-from cnngru_edge.export.compare import MAX_DROP, Comparison, compare, comparison_json
+from cnngru_edge.export.artefacts import (
+    COMPARISON,
+    COVERAGE,
+    ENGINES,
+    FLOAT,
+    INT8,
+    INT8_FORMS,
+    RANGES,
+    TORCHSCRIPT,
+    ExportReport,
+)
+from cnngru_edge.export.compare import MAX_DROP, compare, comparison_json
 from cnngru_edge.export.engine import remove_engine, write_engine
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.onnx_export import export_onnx
 from cnngru_edge.export.parity import Parity, check_parity
 from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.targets import CPU, MIN_COVERAGE, TENSORRT, TENSORRT_FP16
+from cnngru_edge.export.targets import MIN_COVERAGE
 from cnngru_edge.export.torchscript import export_torchscript
 from cnngru_edge.export.trt_builder import BuildConfig, can_build, target_of
 from cnngru_edge.models.atomic import staged, write_file
@@ -27,41 +37,7 @@ from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.audio import Samples, read_audio
 
-TORCHSCRIPT = "model.ts"
-FLOAT = "model.fp32.onnx"
-INT8 = "model.int8.onnx"
-INT8_FORMS = {
-    # file: target, and whether it is the clip form (any length) or the chunk form (a few frames)
-    INT8: (CPU, True),
-    "model.int8.chunk.onnx": (CPU, False),
-    "model.int8.tensorrt.clip.onnx": (TENSORRT.name, True),
-    "model.int8.tensorrt.chunk.onnx": (TENSORRT.name, False),
-    "model.int8.tensorrt-fp16.clip.onnx": (TENSORRT_FP16.name, True),
-    "model.int8.tensorrt-fp16.chunk.onnx": (TENSORRT_FP16.name, False),
-}
-ENGINES = {
-    "model.int8.chunk.engine": "tensorrt",
-    "model.int8.chunk.rtx.engine": "tensorrt_rtx",
-}
-"""Engines for streaming, and the library that builds each, where it can here."""
-COVERAGE = "coverage.json"
-RANGES = "ranges.json"
-COMPARISON = "comparison.json"
-
 _PARITY_CLIPS = 8
-
-
-@dataclass
-class ExportReport:
-    """What an export made, how long each stage took and what it found."""
-
-    out: Path
-    comparisons: dict[str, Comparison] = field(default_factory=dict)  # by the INT8 file's name
-    coverages: dict[str, Coverage] = field(default_factory=dict)
-    parity: list[Parity] = field(default_factory=list)
-    errors: list[AudioError] = field(default_factory=list)
-    stage_s: dict[str, float] = field(default_factory=dict)
-
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps newly done and the steps in all."""
@@ -150,18 +126,6 @@ def export(
         # One of an earlier export was built from other graphs.
         remove_engine(out / name)
     return report
-
-
-def quantize(
-    graph: Path, ranges: Path, out: Path, target: str, frames: int | None, min_coverage: float
-) -> Coverage | None:
-    """Write an INT8 graph if enough of it is in INT8; its receipt, where that can be had here."""
-    with staged(out.parent) as stage:
-        quantize_onnx(graph, ranges, stage / out.name, target, frames)
-        receipt = coverage(stage / out.name, target)
-        if receipt is not None:
-            receipt.check(str(out), min_coverage)
-    return receipt
 
 
 def _receipts(stage: Path, min_coverage: float) -> dict[str, Coverage]:

@@ -7,10 +7,13 @@ import onnx_ir as ir
 
 from cnngru_edge.calibration.ranges import Range, Ranges
 from cnngru_edge.export import lint, onnx_graph, quantize_cpu, quantize_tensorrt
+from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.integer import LAYOUT
 from cnngru_edge.export.recurrent import HIDDEN, lower_grus
 from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
+from cnngru_edge.models.atomic import staged
 from cnngru_edge.models.errors import CalibrationError, ExportError
+from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
 from cnngru_edge.runtime.session import CLIP_SAMPLES_KEY, PRECISION_KEY, SOURCE_KEY, TARGET_KEY
 
@@ -49,6 +52,18 @@ def quantize_onnx(
     if frames is None:
         model.metadata_props[CLIP_SAMPLES_KEY] = ",".join(map(str, measured.clip_samples))
     onnx_graph.save(model, out)
+
+
+def quantize_checked(
+    graph: Path, ranges: Path, out: Path, target: str, frames: int | None, min_coverage: float
+) -> Coverage | None:
+    """Write an INT8 graph if enough of it is in INT8; its receipt, where that can be had here."""
+    with staged(out.parent) as stage:
+        quantize_onnx(graph, ranges, stage / out.name, target, frames)
+        receipt = coverage(stage / out.name, target)
+        if receipt is not None:
+            receipt.check(str(out), min_coverage)
+    return receipt
 
 
 def quantize_model(

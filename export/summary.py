@@ -7,8 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from cnngru_edge.export.compare import Comparison
-from cnngru_edge.export.pipeline import (
+from cnngru_edge.export.artefacts import (
     ENGINES,
     FLOAT,
     INT8,
@@ -16,6 +15,7 @@ from cnngru_edge.export.pipeline import (
     TORCHSCRIPT,
     ExportReport,
 )
+from cnngru_edge.export.compare import Comparison
 
 _FLIPS_SHOWN = 10
 

@@ -339,7 +339,12 @@ class _Build:
         """Fix what is known, and give limits to what stays free; the most samples at a time."""
         chunk, rate = self.spec.chunk_length, self.spec.features.sample_rate
         seen = self.model.metadata_props.get(CLIP_SAMPLES_KEY)
-        _, median, longest = map(int, seen.split(",")) if seen else (0, rate, _LONGEST_S * rate)
+        try:
+            _, median, longest = map(int, seen.split(",")) if seen else (0, rate, _LONGEST_S * rate)
+        except ValueError as e:
+            raise ExportError(
+                f"{self.graph}: {CLIP_SAMPLES_KEY} is no list of three: {seen}"
+            ) from e
         if self.config.max_seconds is not None:
             longest = round(self.config.max_seconds * rate)
         flush = round(FLUSH_S * rate)

@@ -67,6 +67,8 @@ class ConvSpec:
 
     def __post_init__(self) -> None:
         """Refuse a block that cannot stream."""
+        if len(self.kernel_size) != 2 or len(self.stride) != 2:
+            raise SpecError(f"convolution: sizes must be pairs, got {self}")
         if self.out_channels < 1 or min(self.kernel_size) < 1 or min(self.stride) < 1:
             raise SpecError(f"convolution: sizes must be positive, got {self}")
         if self.kernel_size[0] < self.stride[0]:
@@ -98,6 +100,10 @@ class StateSpec:
         return f"{self.name}_next"
 
 
+MAX_LAYERS = 64
+"""No CNN-GRU has more; a number from a damaged file may be anything."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A CNN-GRU over log-mel features: Conv2d blocks, GRU layers, a linear head on every frame."""
@@ -121,6 +127,8 @@ class ModelSpec:
             raise SpecError(f"labels: need at least two, all different, got {list(self.labels)}")
         if not self.convs or self.hidden_size < 1 or self.num_layers < 1:
             raise SpecError("a CNN-GRU needs at least one convolution, GRU layer and hidden unit")
+        if self.num_layers > MAX_LAYERS:
+            raise SpecError(f"num_layers: at most {MAX_LAYERS}, got {self.num_layers}")
 
     @property
     def chunk_length(self) -> int:

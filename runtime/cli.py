@@ -18,7 +18,7 @@ as_json_option = click.option(
 
 
 @click.command()
-@click.option("--engine", type=FILE, required=True, help="Artefact to run (.onnx or .ts).")
+@click.option("--engine", type=FILE, required=True, help="Artefact to run (.onnx, .engine or .ts).")
 @click.option("--reference", type=FILE, help="Check each answer against this float artefact.")
 @as_json_option
 @click.argument("audio", type=FILE, nargs=-1, required=True)

@@ -106,10 +106,9 @@ def read_engine(engine: Path) -> tuple[bytes, Manifest]:
     Raises:
         SessionError: no such file, no manifest, of another engine, or not an engine at all.
     """
-    try:
-        data = engine.read_bytes()
-    except FileNotFoundError as e:
-        raise SessionError(f"{engine}: no such file") from e
+    if not engine.is_file():
+        raise SessionError(f"{engine}: no such file")
+    data = engine.read_bytes()
     manifest = read_manifest(engine)
     if hashlib.sha256(data).hexdigest() != manifest.sha256:
         header = read_header(data, engine)  # says more, where it can
@@ -163,7 +162,7 @@ def read_header(data: bytes, engine: Path) -> Header:
         raise SessionError(f"{engine}: empty; copy or build it again")
     library = _MAGIC.get(data[:4])
     if library is None:
-        kind = " (an ONNX file?)" if b"onnx" in data[:64] or engine.suffix == ".onnx" else ""
+        kind = " (an ONNX file?)" if data[:1] == b"\x08" else ""  # where protobuf has IR version
         raise SessionError(f"{engine}: not a TensorRT engine{kind}; it begins with {data[:4]!r}")
     if len(data) < _HEADER.size:
         raise SessionError(f"{engine}: cut short at {len(data)} bytes; copy or build it again")
@@ -181,7 +180,14 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
     manifest: Manifest = _typed(Manifest, raw | plain)
     if manifest.builder.library not in LIBRARIES:
         raise ValueError(f"library {manifest.builder.library}")
-    if min(manifest.max_batch, manifest.max_samples) < 1:
+    spec = manifest.spec
+    states = [state.name for state in spec.state], [state.next_name for state in spec.state]
+    for tensors, first, names in zip(
+        (manifest.inputs, manifest.outputs), ("audio", "logits"), states, strict=True
+    ):
+        if [tensor.name for tensor in tensors] != [first, *names] or len(tensors[0].shape) < 2:
+            raise ValueError(f"{first} and states")
+    if manifest.max_batch < 1 or manifest.max_samples < spec.chunk_length:
         raise ValueError("sizes")
     return manifest
 

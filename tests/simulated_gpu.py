@@ -451,6 +451,7 @@ class Build:
     shapes: dict  # input: [least, usual, most]
     precisions: dict  # layer: what was asked
     has_profile: bool
+    is_cancelled: bool = False
 
 
 @dataclass
@@ -561,14 +562,16 @@ class Builder(Object):
             bool(config._profiles),
         )
         trt.builds.append(build)
+        say(self._log, "INFO", "Local timing cache in use.")
+        if quirks.on_build:
+            quirks.on_build(self._log)
         if error := self._refused(network, config, build):
             say(self._log, "ERROR", error)
             return None
-        if not self._tell(config):
+        build.is_cancelled = not self._tell(config)
+        if build.is_cancelled:
             say(self._log, "ERROR", "Error Code 1: Build cancelled")
             return None
-        if quirks.on_build:
-            quirks.on_build(self._log)
         if config._cache is not None:
             config._cache._data += b"+measured"
         layers = _built_layers(network._model, build, quirks)
@@ -648,6 +651,9 @@ class INetworkDefinition(Object):
         for node in self._model.graph:
             outputs = [self._tensor(o.name, o.dtype, ()) for o in node.outputs]
             self._layers.append(self._trt.ILayer(node.name, outputs))
+            if node.op_type in {"Reshape", "Slice"}:  # an importer computes shapes in more layers
+                lengths = self._tensor("", ir.DataType.INT64, ())
+                self._layers.append(self._trt.ILayer(f"{node.name}_shape", [lengths]))
         self.num_inputs, self.num_layers = len(self._inputs), len(self._layers)
 
     def _tensor(self, name, dtype, shape):
@@ -803,6 +809,7 @@ class Runtime(Object):
 
     def deserialize_cuda_engine(self, data):
         trt, text = self._trt, self._trt.quirks.open_error
+        say(self._log, "INFO", f"Loaded engine size: {len(data)} bytes")
         assert self.engine_host_code_allowed is False
         _, _, _, size, *version, length = ENGINE_HEADER.unpack_from(data)
         rest = data[ENGINE_HEADER.size :]
@@ -825,6 +832,7 @@ class ICudaEngine(Object):
         return self._trt.EngineInspector(self._settings)
 
     def create_execution_context(self):
+        say(self._log, "WARNING", "Using an engine plan file across different models of devices")
         if self._trt.quirks.context_error:
             say(self._log, "ERROR", self._trt.quirks.context_error)
             return None

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from cnngru_edge.export.artefacts import INT8_FORMS
 from cnngru_edge.export.cli import main
 from cnngru_edge.export.engine import write_engine
 from cnngru_edge.export.inspection import inspect
-from cnngru_edge.export.pipeline import INT8_FORMS
 from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.export.trt_builder import RTX_CAPABILITIES, BuildConfig, build
 from cnngru_edge.models.errors import BackendMissing, ExportError

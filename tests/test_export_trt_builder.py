@@ -407,12 +407,15 @@ def test_a_stop_while_progress_is_told_is_a_stop(exported, simulate, tmp_path, s
     with pytest.raises(KeyboardInterrupt):
         write_engine(exported / FP16.format("chunk"), out, BuildConfig(), progress=progress)
     assert len(told) == step
-    assert len(trt.builds) == 1  # no weak one after it
+    (given,) = trt.builds  # and no weak one after it
+    assert given.is_cancelled is (step < 3)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stop_while_tensorrt_speaks_is_a_stop(exported, simulate, tmp_path):
-    _, trt = simulate("8.6.1")
+@pytest.mark.parametrize("error", ["", "no"], ids=["built", "not built"])
+def test_a_stop_while_tensorrt_speaks_is_a_stop(exported, simulate, tmp_path, error):
+    _, trt = simulate("10.3.0")
+    trt.quirks.strong_error = error
 
     class Interrupted:
         @property
@@ -422,6 +425,7 @@ def test_a_stop_while_tensorrt_speaks_is_a_stop(exported, simulate, tmp_path):
     trt.quirks.on_build = lambda log: log.log(Interrupted(), "anything")
     with pytest.raises(KeyboardInterrupt):
         write_engine(exported / OLD.format("chunk"), tmp_path / "a.engine", BuildConfig())
+    assert len(trt.builds) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -97,6 +97,22 @@ def test_a_device_without_torch_builds_an_engine(exported, tmp_path, form):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{out}: 100.0% of the weights in INT8, TensorRT-RTX ")
     assert {path.name for path in tmp_path.iterdir()} == {out.name, f"{out.name}.json"}
+    inspected = without(TORCH, START, "inspect", out)
+    assert "100.0% of the weights and 100.0% of the" in inspected.stdout
+
+
+def test_a_device_compares_with_the_float_model(exported):
+    graphs = exported / "model.fp32.onnx", exported / "model.int8.onnx"
+    done = without(TORCH | ONNX, START, "compare", *graphs, "--set", "calib")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("204 clips: ")
+
+
+def test_a_device_without_torch_quantizes(exported, tmp_path):
+    ranges, out = exported / "ranges.json", tmp_path / "a.onnx"
+    graph = exported / "model.fp32.onnx"
+    done = without(TORCH, START, "quantize", graph, "--ranges", ranges, "--out", out)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("missing", sorted(ONNX))
@@ -104,5 +120,5 @@ def test_what_a_build_needs_is_named(exported, tmp_path, missing):
     graph, out = exported / "model.int8.tensorrt-fp16.chunk.onnx", tmp_path / "a.rtx.engine"
     done = without({missing}, START, "build", graph, "--out", out)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(rf"Error: {missing} is not installed: pip install '.+'\n", done.stderr)
+    assert re.fullmatch(rf"Error: {missing} is not installed: pip .* onnx onnx-ir\n", done.stderr)
     assert list(tmp_path.iterdir()) == []

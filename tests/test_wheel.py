@@ -81,7 +81,8 @@ def test_a_device_runs_a_model_without_torch(wheel, version, exported, demo, tmp
     refused = subprocess.run(export, cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 1
     assert refused.stderr == (
-        "Error: onnx_ir is not installed: pip install 'cnngru-edge[export]'\n"
+        "Error: onnx_ir is not installed: pip install 'cnngru-edge[export]', or, to build "
+        "engines on a device, onnx onnx-ir\n"
     )
 
     # The runtime's own tests, against the installed package.

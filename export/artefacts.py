@@ -1,0 +1,46 @@
+"""What an export writes, by name, and what it reports."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnngru_edge.export.compare import Comparison
+from cnngru_edge.export.targets import CPU, TENSORRT, TENSORRT_FP16
+from cnngru_edge.models.errors import AudioError
+from cnngru_edge.models.receipt import Coverage
+
+if TYPE_CHECKING:
+    from cnngru_edge.export.parity import Parity  # of torch, which a device does not have
+
+TORCHSCRIPT = "model.ts"
+FLOAT = "model.fp32.onnx"
+INT8 = "model.int8.onnx"
+INT8_FORMS = {
+    # file: target, and whether it is the clip form (any length) or the chunk form (a few frames)
+    INT8: (CPU, True),
+    "model.int8.chunk.onnx": (CPU, False),
+    "model.int8.tensorrt.clip.onnx": (TENSORRT.name, True),
+    "model.int8.tensorrt.chunk.onnx": (TENSORRT.name, False),
+    "model.int8.tensorrt-fp16.clip.onnx": (TENSORRT_FP16.name, True),
+    "model.int8.tensorrt-fp16.chunk.onnx": (TENSORRT_FP16.name, False),
+}
+ENGINES = {
+    "model.int8.chunk.engine": "tensorrt",
+    "model.int8.chunk.rtx.engine": "tensorrt_rtx",
+}
+"""Engines for streaming, and the library that builds each, where it can here."""
+COVERAGE = "coverage.json"
+RANGES = "ranges.json"
+COMPARISON = "comparison.json"
+
+
+@dataclass
+class ExportReport:
+    """What an export made, how long each stage took and what it found."""
+
+    out: Path
+    comparisons: dict[str, Comparison] = field(default_factory=dict)  # by the INT8 file's name
+    coverages: dict[str, Coverage] = field(default_factory=dict)
+    parity: "list[Parity]" = field(default_factory=list)
+    errors: list[AudioError] = field(default_factory=list)
+    stage_s: dict[str, float] = field(default_factory=dict)
