@@ -414,8 +414,8 @@ def test_a_stop_while_progress_is_told_is_a_stop(exported, simulate, tmp_path, s
 
 @pytest.mark.parametrize("error", ["", "no"], ids=["built", "not built"])
 def test_a_stop_while_tensorrt_speaks_is_a_stop(exported, simulate, tmp_path, error):
-    _, trt = simulate("10.3.0")
-    trt.quirks.strong_error = error
+    _, trt = simulate("8.6.1")
+    trt.quirks.build_error = error
 
     class Interrupted:
         @property

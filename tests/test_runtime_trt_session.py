@@ -99,7 +99,7 @@ def chunks_of(audio):
 def test_an_engine_answers_as_its_graph_does(build, demo, form, version):
     engine = build(form, version)
     with engine.open() as session, open_session(engine.graph) as reference:
-        for clip in demo.clips[:: len(demo.clips) // 2]:
+        for clip in demo.clips[:: len(demo.clips) // 2][:2]:
             samples = read_audio(clip.path, 16_000).samples
             same(clip_logits(session, samples), clip_logits(reference, samples))
         assert session.backend == f"{engine.trt.__name__} {engine.trt.__version__}"
