@@ -43,4 +43,5 @@ class ExportReport:
     coverages: dict[str, Coverage] = field(default_factory=dict)
     parity: "list[Parity]" = field(default_factory=list)
     errors: list[AudioError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what did not go as it should
     stage_s: dict[str, float] = field(default_factory=dict)

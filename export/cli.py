@@ -335,10 +335,12 @@ def quantize(
     help="tensorrt: for the GPU here.  tensorrt-rtx: for desktop GPUs, needs none.  "
     "[default: tensorrt-rtx for a name that ends with .rtx.engine, else tensorrt]",
 )
-@click.option("--batch", type=click.IntRange(1), default=1, help="The most streams at a time.")
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), default=1, help="The most streams at a time."
+)
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, 3600, min_open=True),
     help="The longest audio at a time, of a graph of any length; longer is cut.  "
     "[default: the longest clip of the calibration]",
 )
@@ -349,14 +351,14 @@ def quantize(
 )
 @click.option(
     "--workspace",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 2**20),
     default=256,
     metavar="MIB",
     help="Memory for the scratch of one layer.",
 )
 @click.option(
     "--tactic-memory",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 2**20),
     metavar="MIB",
     help="Memory for trying kernels.  [default: TensorRT's; on a Jetson half of what is free]",
 )

@@ -1,8 +1,7 @@
 """The receipt: in which precision each layer of a built artefact really computes.
 
-Never read from the plan that the artefact was made after, only from what a runtime or builder made
-of it: ONNX Runtime's optimized graph and profile, TensorRT's engine inspector, or TensorRT-RTX's
-build log.
+Never read from the plan that the artefact was made after, only from what a runtime made of it: here
+ONNX Runtime's optimized graph and profile, in `coverage_tensorrt` what TensorRT shows.
 """
 
 import json
@@ -11,7 +10,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import onnxruntime
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export.onnx_graph import module_of
-from cnngru_edge.models.receipt import HIDDEN, INT8, Coverage, Layer
+from cnngru_edge.models.receipt import INT8, Coverage, Layer
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
 from cnngru_edge.runtime.ort_session import DISABLED_OPTIMIZERS
 
@@ -40,12 +39,7 @@ _FLOAT = {"Conv", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "Gemm", "MatMu
 _DISABLED = {*DISABLED_OPTIMIZERS, "NchwcTransformer"}
 """Those of the runtime, and the one that pads the weights of float convolutions."""
 _DTYPES = {"float": "fp32", "float16": "fp16"}
-_WEIGHT_BYTES = {"Int8": 1, "Half": 2}
 _UNKNOWN = "(not found)"
-_PRODUCT = re.compile("gemm|conv|correlation|matrix|matmul", re.IGNORECASE)
-_DATATYPE = re.compile(r"\b(Int8|FP16|Half|FP32|Float)\b")
-_INSPECTED = {"Int8": INT8, "FP16": "fp16", "Half": "fp16", "FP32": "fp32", "Float": "fp32"}
-_BYTES = {INT8: 1, "fp16": 2}
 _SUFFIXES = re.compile(r"(_int8|_quantized|_dequantized|_half)+$")
 
 
@@ -54,145 +48,19 @@ def onnxruntime_coverage(path: Path) -> Coverage:
     source = (
         f"onnxruntime {onnxruntime.__version__} on {platform.machine()}: optimized graph, profile"
     )
-    return Coverage(source, _run(path, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL))
+    return Coverage(source, layers_as_run(path, optimized=True))
 
 
-def rtx_coverage(path: Path, log: str, version: str) -> Coverage:
-    """Of an ONNX file that TensorRT-RTX built: from the layers in its log.
-
-    Args:
-        path: the file that was built.
-        log: the builder's verbose log, with detailed profiling verbosity.
-        version: the builder's.
-    """
-    built = [_BuiltLayer.parse(line) for line in log.splitlines() if line.startswith("Name: ")]
-    layers = []
-    nodes = list(_weighted(_load(path)))
-    for layer in _run(path, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL):
-        precisions, size = set(), 1
-        for node, name, weight in nodes:
-            if name != layer.name:
-                continue
-            holding = [
-                (made, constant)
-                for made in built
-                if made.comes_from(node.name or "") and (constant := made.holding(weight))
-            ]
-            # A product that the log does not name has not become one of integers.
-            precisions |= {made.precision(dtype) for made, dtype in holding} or {"not in the log"}
-            size = max([size, *(_WEIGHT_BYTES.get(dtype, 4) for _, dtype in holding)])
-        precision = "+".join(sorted(precisions))
-        layers.append(replace(layer, precision=precision, bytes=layer.weights * size))
-    return Coverage(f"tensorrt_rtx {version}: build log", tuple(layers))
-
-
-def tensorrt_coverage(path: Path, inspected: str, version: str) -> Coverage:
-    """Of an ONNX file that TensorRT built: from what the engine inspector shows of the engine.
-
-    Args:
-        path: the file that was built.
-        inspected: the engine's information as JSON, built with detailed profiling verbosity.
-        version: the builder's.
-    """
-    shown = [layer for layer in json.loads(inspected)["Layers"] if isinstance(layer, dict)]
-    products = [
-        layer
-        for layer in shown
-        if _PRODUCT.search(f"{layer.get('LayerType')} {layer.get('TacticName')}")
-        or layer.get("ParameterType") == "Convolution"
-    ]
-    nodes = list(_weighted(_load(path)))
-    layers = []
-    for layer in _run(path, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL):
-        precisions = set()
-        for node, name, _ in nodes:
-            if name == layer.name:
-                found = [made for made in products if _is_made_from(made, node.name or "")]
-                precisions |= {_inspected_precision(made) for made in found} or {HIDDEN}
-        # Of several frames some may be hidden: what is not shown is not proven.
-        precision = HIDDEN if HIDDEN in precisions else "+".join(sorted(precisions))
-        size = layer.weights * _BYTES.get(precision, 4)
-        layers.append(replace(layer, precision=precision, bytes=size))
-    return Coverage(f"tensorrt {version}: engine inspector", tuple(layers))
-
-
-def _is_made_from(layer: dict[str, Any], node: str) -> bool:
-    """Whether an inspected layer comes from an ONNX node: named in its metadata, or by its name."""
-    if f"[ONNX Layer: {node}]" in layer.get("Metadata", ""):
-        return True
-    return re.search(re.escape(node) + r"(?![\w/])", layer.get("Name", "")) is not None
-
-
-def _inspected_precision(layer: dict[str, Any]) -> str:
-    """Of the arithmetic: that of what goes in, since no kernel multiplies INT8 with floats."""
-    weights = layer.get("Weights") or {}
-    stored = weights.get("Type") if isinstance(weights, dict) else None
-    read = []
-    for tensor in layer.get("Inputs", []):
-        kind = tensor.get("Datatype") or tensor.get("Format/Datatype") or ""
-        read += _DATATYPE.findall(kind)[:1]
-    if not read:
-        return HIDDEN
-    precision = _INSPECTED[read[0]]
-    if precision == INT8 and stored not in {None, "Int8"}:
-        return f"{_INSPECTED.get(stored, stored)} (int8 data)"
-    return precision
-
-
-@dataclass(frozen=True)
-class _BuiltLayer:
-    """A line of the table of layers in TensorRT's log."""
-
-    names: str  # of itself, its constants and the ONNX nodes that it was made from
-    inputs: tuple[str, ...]  # data types
-    constants: tuple[tuple[tuple[int, ...], str], ...]  # shapes, data types
-
-    @classmethod
-    def parse(cls, line: str) -> "_BuiltLayer":
-        name, _, rest = line.partition(", LayerType: ")
-        inputs, _, rest = rest.partition(", Constants: [")
-        constants, _, rest = rest.partition(", Outputs: [")
-        metadata = rest.partition("Metadata: ")[2]
-        tensor = re.compile(r"Dimensions: \[([\d,-]*)\].*?Datatype: (\w+)")
-        return cls(
-            f"{name} {re.findall(r'Name: ([^,]*),', constants)} {metadata}",
-            tuple(dtype for _, dtype in tensor.findall(inputs)),
-            tuple(
-                (tuple(int(size) for size in sizes.split(",") if size), dtype)
-                for sizes, dtype in tensor.findall(constants)
-            ),
-        )
-
-    def comes_from(self, node: str) -> bool:
-        return re.search(re.escape(node) + r"(?!_?\d|/)", self.names) is not None
-
-    def holding(self, weight: ir.Value) -> str | None:
-        """The data type in which this layer holds a weight, if it does."""
-        assert weight.shape is not None
-        shape = weight.shape.numpy()
-        for found, dtype in self.constants:
-            if len(shape) == 4:  # a convolution's, whose input channels may be padded
-                is_same = found[:1] == shape[:1] and found[2:] == shape[2:]
-            else:
-                is_same = sorted(found[-2:]) == sorted(shape[-2:])
-            if is_same:
-                return dtype
-        return None
-
-    def precision(self, weight: str) -> str:
-        """Integers only if both the weight and what it is multiplied with are."""
-        if weight == "Int8" and "Int8" not in self.inputs:
-            return "float (int8 weights)"
-        return {"Int8": INT8, "Float": "fp32", "Half": "fp16"}.get(weight, weight.lower())
-
-
-def _run(path: Path, level: onnxruntime.GraphOptimizationLevel) -> tuple[Layer, ...]:
-    """Layers as they ran on a second of audio."""
+def layers_as_run(path: Path, *, optimized: bool) -> tuple[Layer, ...]:
+    """Layers as ONNX Runtime ran them on a second of audio, with its optimizations or without."""
+    levels = onnxruntime.GraphOptimizationLevel
     with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
+        saved = Path(folder) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = level
-        options.optimized_model_filepath = str(optimized)
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+        )
+        options.optimized_model_filepath = str(saved)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         options.intra_op_num_threads = 1
@@ -210,14 +78,14 @@ def _run(path: Path, level: onnxruntime.GraphOptimizationLevel) -> tuple[Layer, 
         session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
         del session
-        model = _load(optimized)
+        model = ir.from_proto(onnx.load(saved))
     seconds = feed["audio"].shape[1] / spec.features.sample_rate
     ran: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             ran.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["args"])
     found: dict[str, Layer] = {}
-    for node, name, weight in _weighted(model):
+    for node, name, weight in weighted_products(model):
         executions = ran.get(node.name or "", [])
         count = _count(node, weight)
         macs = sum(count * _positions(node, weight, args) for args in executions)
@@ -240,11 +108,7 @@ def _run(path: Path, level: onnxruntime.GraphOptimizationLevel) -> tuple[Layer, 
     return tuple(found.values())
 
 
-def _load(path: Path) -> ir.Model:
-    return ir.from_proto(onnx.load(path))
-
-
-def _weighted(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.Value]]:
+def weighted_products(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.Value]]:
     """Operators with weights outside the front-end, loops' bodies included: each weight once."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type not in _INTEGER | _FLOAT | {"MatMulNBits"}:

@@ -8,7 +8,7 @@ from cnngru_edge.export import onnx_graph
 from cnngru_edge.export.onnx_graph import file_sha256
 from cnngru_edge.export.targets import MIN_COVERAGE
 from cnngru_edge.export.trt_builder import (
-    RTX_CAPABILITIES,
+    RTX_DEFAULT,
     BuildConfig,
     Built,
     Progress,
@@ -56,6 +56,8 @@ def write_engine(
     """
     if out.suffix != ENGINE_SUFFIX:
         raise ExportError(f"{out}: an engine's name ends with {ENGINE_SUFFIX}")
+    if out.is_dir():
+        raise ExportError(f"{out}: a folder, not an engine")
     notes: list[str] = []
     if out.exists():
         manifest, differs = _kept(graph, out, config)
@@ -63,10 +65,15 @@ def write_engine(
             manifest.coverage.check(str(graph), min_coverage)
             return manifest, (f"{out} is up to date",)
         notes.append(f"{out} is built again: {differs}")
-    built = build(graph, config, timing_cache=timing_cache, progress=progress)
-    built.coverage.check(str(graph), min_coverage)
-    manifest = _manifest(graph, config, built)
-    with staged(out.parent) as stage:
+    with staged(out.parent) as stage:  # before a build that may take minutes
+        built = build(
+            graph,
+            config,
+            min_coverage=min_coverage,
+            timing_cache=timing_cache,
+            progress=progress,
+        )
+        manifest = _manifest(graph, config, built)
         write_file(stage / out.name, built.engine)
         write_file(stage / (out.name + MANIFEST_SUFFIX), f"{manifest.to_json()}\n".encode())
     return manifest, (*notes, *built.notes)
@@ -95,7 +102,7 @@ def _kept(graph: Path, out: Path, config: BuildConfig) -> tuple[Manifest | None,
     now = {
         "graph": file_sha256(graph)[:12],
         "library": f"{LIBRARIES[config.library]} {trt_library.load(config.library).__version__}",
-        "GPU": gpu and gpu.name,
+        "GPU": gpu and gpu.model,
         "driver": gpu and gpu.driver,
         "options": _options(config),
     }
@@ -109,7 +116,7 @@ def _options(config: BuildConfig) -> dict[str, object]:
     options = asdict(config)
     capabilities = config.capabilities
     if config.library == "tensorrt_rtx":
-        capabilities = capabilities or RTX_CAPABILITIES
+        capabilities = capabilities or RTX_DEFAULT
     return options | {"capabilities": list(capabilities)}
 
 
@@ -136,7 +143,7 @@ def _manifest(graph: Path, config: BuildConfig, built: Built) -> Manifest:
             typing=built.typing,
             flags=built.flags,
             capabilities=built.capabilities,
-            gpu=built.gpu.name if built.gpu else None,
+            gpu=built.gpu.model if built.gpu else None,
             driver=built.gpu.driver if built.gpu else None,
             options=_options(config),
             build_s=round(built.build_s, 1),

@@ -66,8 +66,8 @@ def fold_frontend(model: ir.Model) -> ir.Model:
     inside = {n for n in model.graph if (n.name or "").startswith(FRONTEND_CONSTANTS)}
     matrices = [
         node.outputs[0]
-        for node in inside
-        if any(use.node not in inside for use in node.outputs[0].uses())
+        for node in model.graph
+        if node in inside and any(use.node not in inside for use in node.outputs[0].uses())
     ]
     names = [value.name or "" for value in matrices]
     if not names:

@@ -98,7 +98,7 @@ def export(
                 quantize_onnx(stage / FLOAT, ranges_file, stage / name, target, frames)
             progress("quantize", 1, 1)
         with _timed(report, "build"):
-            report.coverages = _receipts(stage, min_coverage)
+            report.coverages = _receipts(stage, min_coverage, report.notes)
             progress("build", 1, 1)
         clips = [name for name, (_, is_clip) in INT8_FORMS.items() if is_clip]
         with _timed(report, "compare"):
@@ -128,15 +128,30 @@ def export(
     return report
 
 
-def _receipts(stage: Path, min_coverage: float) -> dict[str, Coverage]:
-    """What each INT8 artefact computes in, checked; builds the engines where that is possible."""
+def _receipts(stage: Path, min_coverage: float, notes: list[str]) -> dict[str, Coverage]:
+    """What each INT8 artefact computes in, checked; builds the engines where that is possible.
+
+    An engine of TensorRT is for the GPU of this host, which may not be what it is exported for: one
+    that does not build is noted, and fails nothing.
+    """
     receipts = {}
     for name, library in ENGINES.items():
         if can_build(library):
             source = f"model.int8.{target_of(library)}.chunk.onnx"
-            manifest, _ = write_engine(
-                stage / source, stage / name, BuildConfig(library), min_coverage=0
-            )
+            is_host = library == "tensorrt"
+            try:
+                manifest, more = write_engine(
+                    stage / source,
+                    stage / name,
+                    BuildConfig(library),
+                    min_coverage=min_coverage if is_host else 0,
+                )
+            except ExportError as e:
+                if not is_host:
+                    raise
+                notes.append(f"no {name}: {e}")
+                continue
+            notes += more
             receipts[name] = receipts[source] = manifest.coverage
     for name, (target, _) in INT8_FORMS.items():
         if name not in receipts and (found := coverage(stage / name, target)):

@@ -49,6 +49,8 @@ def print_summary(report: ExportReport, console: Console) -> None:
             "device)",
             soft_wrap=True,
         )
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     stages = ", ".join(f"{stage} {s:.1f} s" for stage, s in report.stage_s.items())
     console.print(f"{stages}; peak memory {_peak_memory_mib():.0f} MiB", highlight=False)
 

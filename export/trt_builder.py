@@ -16,21 +16,20 @@ import onnx_ir as ir
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export import lint, onnx_graph
-from cnngru_edge.export.coverage import rtx_coverage, tensorrt_coverage
+from cnngru_edge.export.coverage_tensorrt import rtx_coverage, tensorrt_coverage
 from cnngru_edge.export.targets import CPU, TARGETS, TENSORRT, TENSORRT_FP16
 from cnngru_edge.models.atomic import write_file
-from cnngru_edge.models.errors import BackendMissing, ExportError
+from cnngru_edge.models.errors import EdgeError, ExportError
 from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
-from cnngru_edge.runtime import trt_library
+from cnngru_edge.runtime import jetson, trt_library
 from cnngru_edge.runtime.cuda import Cuda, Gpu
 from cnngru_edge.runtime.engine_file import LIBRARIES
 from cnngru_edge.runtime.session import CLIP_SAMPLES_KEY, PRECISION_KEY, TARGET_KEY
 from cnngru_edge.runtime.stream import FLUSH_S
 
-RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
-"""Compute capabilities to build for if none are asked: Ampere, Ada and Blackwell desktop GPUs.
-TensorRT-RTX has none for Jetson (8.7, 11.0) nor Hopper (9.0)."""
+RTX_DEFAULT = ("8.6", "8.9", "12.0")
+"""Compute capabilities to build for if none are asked: Ampere, Ada and Blackwell desktop GPUs."""
 
 STRONG, WEAK = "strong", "weak"
 
@@ -101,7 +100,7 @@ def can_build(library: str) -> bool:
     """Whether a library is installed, and the GPU there that its builder takes."""
     try:
         device_of(library)
-    except BackendMissing:
+    except EdgeError:  # none, or one that does not answer
         return False
     return trt_library.is_installed(library)
 
@@ -116,6 +115,7 @@ def build(
     graph: Path,
     config: BuildConfig,
     *,
+    min_coverage: float = 0,
     timing_cache: Path | None = None,
     progress: Progress = lambda phase, done, total: None,
 ) -> Built:
@@ -127,13 +127,23 @@ def build(
     Args:
         graph: a float graph, or an INT8 graph for a TensorRT target.
         config: how.
+        min_coverage: share of the weights that has to be in INT8; where a version has two typings,
+            the second is tried if the first one gives less.
         timing_cache: TensorRT's measurements of kernels, read if it exists and then written.
         progress: told of the phases, by versions that tell (10 and later).
 
     Raises:
         BackendMissing: no library, or no GPU where it takes one.
-        ExportError: it does not parse or build the graph; its own words are in the message.
+        ExportError: it does not parse or build the graph, its own words are in the message; or too
+            little is in INT8.
     """
+    if config.library == "tensorrt_rtx":
+        if timing_cache is not None:
+            raise ExportError("TensorRT-RTX has no timing cache; leave --timing-cache out")
+    elif config.capabilities:
+        raise ExportError(
+            "TensorRT builds for the GPU it runs on; --capability is for --target tensorrt-rtx"
+        )
     model = onnx_graph.load(graph)
     target = TARGETS.get(model.metadata_props.get(TARGET_KEY, CPU))
     if target is None and model.metadata_props.get(PRECISION_KEY) == "int8":
@@ -152,11 +162,14 @@ def build(
     for typing in typings:
         try:
             work = _Build(trt, graph, model, config, typing, gpu, timing_cache, progress)
-            return work.run(notes)
+            with trt_library.stops_held_back() as is_stopped:
+                built = work.run(notes, is_stopped)
+            built.coverage.check(str(graph), min_coverage)
+            return built
         except ExportError as e:
             if typing == typings[-1]:
                 raise
-            notes.append(f"strongly typed it does not build, so weakly typed: {e}")
+            notes.append(f"weakly typed, since strongly typed it fails: {e}")
     raise AssertionError
 
 
@@ -193,7 +206,7 @@ class _Build:
         self.log = trt_library.logger(trt)
         self.spec = ModelSpec.from_json(model.metadata_props[METADATA_KEY])
 
-    def run(self, notes: list[str]) -> Built:
+    def run(self, notes: list[str], is_stopped: Callable[[], bool]) -> Built:
         """Parse, configure, build, and read the receipt."""
         start = time.perf_counter()
         self.log.start()
@@ -202,9 +215,7 @@ class _Build:
         parser = self.trt.OnnxParser(network, self.log)
         # ONNX Runtime computes the front-end's matrices once; TensorRT would at each step.
         folded = onnx_graph.fold_frontend(onnx_graph.load(self.graph))
-        parsed = parser.parse(ir.to_proto(folded).SerializeToString())
-        self.log.stop_if_asked()
-        if not parsed:
+        if not parser.parse(ir.to_proto(folded).SerializeToString()):
             errors = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
             reason = trt_library.explain([("ERROR", "; ".join(errors))])
             raise ExportError(f"{self.graph}: {self.name} does not parse it: {reason}")
@@ -214,14 +225,12 @@ class _Build:
         capabilities = self._set_capabilities(settings)
         max_samples = self._set_shapes(builder, settings, network)
         cache = self._set_timing_cache(settings, notes)
-        monitor = _monitor(self.trt, settings, self.progress)
+        monitor = _monitor(self.trt, settings, self.progress, is_stopped)
         engine = builder.build_serialized_network(network, settings)
-        self.log.stop_if_asked()
-        if monitor is not None and monitor.stop is not None:
-            raise monitor.stop
+        if monitor is not None and monitor.error is not None:
+            raise monitor.error
         if engine is None:
-            reason = trt_library.explain(self.log.lines)
-            raise ExportError(f"{self.graph}: {self.name} does not build it: {reason}")
+            raise self._failure("does not build it")
         if cache is not None and self.timing_cache is not None:
             write_file(self.timing_cache, bytes(settings.get_timing_cache().serialize()))
         log = "\n".join(text for _, text in self.log.lines)
@@ -241,6 +250,10 @@ class _Build:
             log=log,
         )
 
+    def _failure(self, what: str) -> ExportError:
+        reason = trt_library.explain(self.log.lines)
+        return ExportError(f"{self.graph}: {self.name} {what}: {reason}")
+
     def _network_flags(self) -> int:
         known = self.trt.NetworkDefinitionCreationFlag
         names = ["EXPLICIT_BATCH"]  # until 10, and what later versions always have
@@ -254,8 +267,9 @@ class _Build:
         settings.set_memory_pool_limit(pools.WORKSPACE, self.config.workspace_mib * _MIB)
         tactics = self.config.tactic_memory_mib
         if tactics is None and self.gpu is not None and self.gpu.integrated:
-            tactics = Cuda().free_bytes() // 2 // _MIB  # the system lives in the same memory
-        if tactics is not None:
+            # The system lives in the same memory; and CUDA takes what only caches files for used.
+            tactics = (jetson.available_bytes() or 0) // 2 // _MIB
+        if tactics:
             settings.set_memory_pool_limit(pools.TACTIC_DRAM, tactics * _MIB)
         if self.config.optimization_level is not None:
             settings.builder_optimization_level = self.config.optimization_level
@@ -277,6 +291,9 @@ class _Build:
         sources = settings.get_tactic_sources()
         if sources & external:
             settings.set_tactic_sources(sources & ~external)
+        if hasattr(self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+            # TensorRT-RTX asks for it where an enqueue is captured.
+            settings.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
     def _set_precision(self, settings: Any, network: Any) -> None:
         flags = self.trt.BuilderFlag
@@ -312,14 +329,9 @@ class _Build:
     def _set_capabilities(self, settings: Any) -> tuple[str, ...]:
         """Which GPUs an engine is for: the one here, or for TensorRT-RTX those that were asked."""
         if not self.is_rtx:
-            if self.config.capabilities:
-                raise ExportError(
-                    "TensorRT builds for the GPU it runs on; --capability is for --target "
-                    "tensorrt-rtx"
-                )
             assert self.gpu is not None
             return (self.gpu.capability,)
-        asked = tuple(dict.fromkeys(self.config.capabilities or RTX_CAPABILITIES))
+        asked = tuple(dict.fromkeys(self.config.capabilities or RTX_DEFAULT))
         known = {
             f"{name[2:-1]}.{name[-1]}": member
             for name, member in self.trt.ComputeCapability.__members__.items()
@@ -368,21 +380,24 @@ class _Build:
             if index == 0:
                 most = limits[1][2]
             is_free |= -1 in shape
-            profile.set_shape(tensor.name, *zip(*limits, strict=True))
-        if is_free:
-            settings.add_optimization_profile(profile)
+            try:
+                profile.set_shape(tensor.name, *zip(*limits, strict=True))
+            except (RuntimeError, TypeError) as e:  # what its bindings make of a refusal
+                reason = f"{tensor.name} from {limits}: {e}"
+                raise ExportError(f"{self.graph}: {self.name} does not take {reason}") from e
+        if is_free and settings.add_optimization_profile(profile) < 0:
+            raise self._failure("does not take these sizes")
         return most
 
     def _set_timing_cache(self, settings: Any, notes: list[str]) -> Any:
         if self.timing_cache is None:
             return None
-        if self.is_rtx:
-            raise ExportError("TensorRT-RTX has no timing cache; leave --timing-cache out")
         with contextlib.suppress(FileNotFoundError):
             cache = settings.create_timing_cache(self.timing_cache.read_bytes())
             if cache is not None and settings.set_timing_cache(cache, ignore_mismatch=False):
                 return cache
             notes.append(f"{self.timing_cache} is of another GPU or version; made anew")
+            self.log.start()  # what it says of that is no reason of a later failure
         cache = settings.create_timing_cache(b"")
         settings.set_timing_cache(cache, ignore_mismatch=False)
         return cache
@@ -394,15 +409,14 @@ class _Build:
         runtime = trt_library.create(self.trt, "Runtime", self.log)
         opened = runtime.deserialize_cuda_engine(engine)
         if opened is None:
-            reason = trt_library.explain(self.log.lines)
-            raise ExportError(f"{self.graph}: {self.name} does not open what it built: {reason}")
+            raise self._failure("does not open what it built")
         inspector = opened.create_engine_inspector()
         text = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
         del inspector, opened  # before the runtime that made them
         return tensorrt_coverage(self.graph, text, self.trt.__version__)
 
 
-def _monitor(trt: Any, settings: Any, progress: Progress) -> Any:
+def _monitor(trt: Any, settings: Any, progress: Progress, is_stopped: Callable[[], bool]) -> Any:
     """Let a version that tells how far it is tell `progress`, and be stopped there."""
     if not hasattr(trt, "IProgressMonitor"):
         return None
@@ -410,7 +424,7 @@ def _monitor(trt: Any, settings: Any, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.stop: BaseException | None = None
+            self.error: Exception | None = None  # TensorRT would swallow it
             self.phases: dict[str, tuple[int, int]] = {}  # those within no other: done, of
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
@@ -418,27 +432,22 @@ def _monitor(trt: Any, settings: Any, progress: Progress) -> Any:
                 self.phases[name] = (0, steps)
 
         def step_complete(self, name: str, step: int) -> bool:
-            # A signal's exception may come up here, and TensorRT would swallow it.
-            try:
-                if name in self.phases:
-                    self.tell(name, step + 1)
-            except BaseException as e:
-                self.stop = e
-            return self.stop is None
+            self.tell(name, step + 1)
+            return self.error is None and not is_stopped()
 
         def phase_finish(self, name: str) -> None:
-            try:
-                if name in self.phases:
-                    self.tell(name, self.phases[name][1])
-                    del self.phases[name]
-            except BaseException as e:
-                self.stop = e
+            if name in self.phases:
+                self.tell(name, self.phases[name][1])
+                del self.phases[name]
 
         def tell(self, name: str, done: int) -> None:
-            before, steps = self.phases[name]
-            self.phases[name] = (done, steps)
-            if self.stop is None:
-                progress(name, done - before, steps)
+            if name in self.phases and self.error is None:
+                before, steps = self.phases[name]
+                self.phases[name] = (done, steps)
+                try:
+                    progress(name, done - before, steps)
+                except Exception as e:
+                    self.error = e
 
     monitor = Monitor()
     settings.progress_monitor = monitor

@@ -31,7 +31,7 @@ from cnngru_edge.runtime.trt_session import TrtSession, TrtStreams
 
 PERCENTILES = (90, 95, 99)
 _MIN_STEPS = 10
-_POWER_PERIOD_S = 0.1
+_WATCH_PERIOD_S = 0.1
 _ROWS = {
     "host": "host_ms",
     "latency": "latency_ms",
@@ -103,11 +103,11 @@ class Bench:
     open_s: float
     cold_start_s: float  # a new process, from its start to the first logits
     resident_mib: float  # at most, of this process
-    device_mib: float | None
+    device_mib: float | None  # of a GPU with memory of its own
     timings: list[Timing] = field(default_factory=list)
     power_mode: str | None = None
-    clocks_mhz: dict[str, float] = field(default_factory=dict)
-    power_mw: dict[str, float] = field(default_factory=dict)  # mean while measuring, by rail
+    clocks_mhz: dict[str, float] = field(default_factory=dict)  # mean while measuring
+    power_mw: dict[str, float] = field(default_factory=dict)  # the same, by rail
 
     def to_json(self) -> str:
         """One object."""
@@ -182,6 +182,8 @@ def bench(
     Raises:
         EdgeError: it does not open or run here.
     """
+    if not path.is_file():
+        raise SessionError(f"{path}: no such file")
     free = Cuda().free_bytes() if path.suffix == ENGINE_SUFFIX else 0
     start = time.perf_counter()
     with open_session(path, threads=threads, cuda_graph=cuda_graph) as session:
@@ -191,7 +193,7 @@ def bench(
         if fixed_length(session) is None:
             chunks = max(round(seconds * spec.features.sample_rate / spec.chunk_length), 1)
             lengths["clip"] = chunks * spec.chunk_length
-        with _power() as power:
+        with _watched() as load:
             timings = [
                 _measure(session, what, batch, length, duration_s, warm_up_s)
                 for what, length in lengths.items()
@@ -206,12 +208,12 @@ def bench(
             cold_start_s=_cold_start_s(path),
             resident_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             device_mib=(free - session.cuda.free_bytes()) / 2**20
-            if isinstance(session, TrtSession)
+            if isinstance(session, TrtSession) and not session.cuda.gpu.integrated
             else None,
             timings=timings,
             power_mode=jetson.power_mode(),
-            clocks_mhz=jetson.clocks_mhz() if jetson.release() else {},
-            power_mw=power,
+            clocks_mhz=load.clocks_mhz,
+            power_mw=load.power_mw,
         )
 
 
@@ -234,13 +236,13 @@ def _measure(
         start = time.perf_counter()
         host = _repeat(step, duration_s)
         steps_per_s = len(host) / (time.perf_counter() - start)
-        on_device: dict[str, Times] = {}
-        has_graph = False
-        if isinstance(session, TrtSession):
-            streams = session.streams(batch)
-            on_device = _device_times(session, streams, audio, duration_s)
-            has_graph = streams.has_graph
-            streams.close()
+    on_device: dict[str, Times] = {}
+    has_graph = False
+    if isinstance(session, TrtSession):
+        streams = session.streams(batch)
+        on_device = _device_times(session, streams, audio, duration_s)
+        has_graph = streams.has_graph
+        streams.close()
     audio_ms = 1000 * length / spec.features.sample_rate
     return Timing(
         what=what,
@@ -302,28 +304,41 @@ def _device_times(
     return {name: Times.of(values) for name, values in parts.items()}
 
 
+@dataclass
+class _Load:
+    """What a machine draws and how fast it runs, in the mean; empty where nothing tells."""
+
+    power_mw: dict[str, float] = field(default_factory=dict)
+    clocks_mhz: dict[str, float] = field(default_factory=dict)
+
+
 @contextmanager
-def _power() -> Iterator[dict[str, float]]:
-    """The mean power by rail, filled in at the end; empty where nothing measures it."""
-    mean: dict[str, float] = {}
-    seen: list[dict[str, float]] = []
+def _watched() -> Iterator[_Load]:
+    """The load while the block runs, filled in at its end."""
+    load, power, clocks = _Load(), [jetson.power_mw()], list[dict[str, float]]()
     stop = Event()
 
-    def sample() -> None:
-        while not stop.wait(_POWER_PERIOD_S):
-            seen.append(jetson.power_mw())
+    def watch() -> None:
+        while not stop.wait(_WATCH_PERIOD_S):
+            power.append(jetson.power_mw())
+            clocks.append(jetson.clocks_mhz())
 
-    thread = Thread(target=sample, daemon=True)
-    if jetson.power_mw():
+    thread = Thread(target=watch, daemon=True)
+    is_watched = bool(power.pop()) or jetson.release() is not None
+    if is_watched:
         thread.start()
     try:
-        yield mean
+        yield load
     finally:
         stop.set()
-        if thread.is_alive():
+        if is_watched:
             thread.join()
-        for rail in seen[0] if seen else ():
-            mean[rail] = float(np.mean([values[rail] for values in seen if rail in values]))
+        load.power_mw, load.clocks_mhz = _mean(power), _mean(clocks)
+
+
+def _mean(seen: list[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for values in seen for name in values)
+    return {name: float(np.mean([v[name] for v in seen if name in v])) for name in names}
 
 
 def _cold_start_s(path: Path) -> float:
@@ -332,5 +347,6 @@ def _cold_start_s(path: Path) -> float:
         [sys.executable, "-c", _COLD_START, path], capture_output=True, check=False
     )
     if done.returncode:
-        raise EdgeError(f"{path}: does not start in a new process: {done.stderr.decode()[-500:]}")
+        said = (done.stderr.decode().splitlines() or ["it does not say why"])[-1]
+        raise EdgeError(f"{path}: does not start in a new process: {said.partition(': ')[2]}")
     return time.perf_counter() - start

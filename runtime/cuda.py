@@ -29,6 +29,12 @@ class Gpu:
     driver: str  # the newest CUDA that the driver can run, as 12.6
     integrated: bool  # has no memory of its own, as on a Jetson
     memory_bytes: int
+    multiprocessors: int
+
+    @property
+    def model(self) -> str:
+        """What tells apart GPUs of one name: every Jetson Orin is called just that."""
+        return f"{self.name} ({self.multiprocessors} multiprocessors)"
 
 
 class CudaError(SessionError):
@@ -68,6 +74,7 @@ class Cuda:
             driver=_version(driver),
             integrated=bool(properties.integrated and properties.canMapHostMemory),
             memory_bytes=properties.totalGlobalMem,
+            multiprocessors=properties.multiProcessorCount,
         )
 
     def _why_no_device(self, status: Any, driver: int) -> str:

@@ -8,14 +8,13 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
+from cnngru_edge.runtime.engine_file import RTX_CAPABILITIES
 from cnngru_edge.runtime.machine import Library, Machine
 
 OLDEST_PYTHON = Version("3.10")
 OLDEST_ONNXRUNTIME = Version("1.22")  # the first whose MatMulNBits takes 8 bits on a CPU
 OLDEST_TENSORRT = Version("8.6")
 _CUDA_PROVIDER = "CUDAExecutionProvider"
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""GPUs that TensorRT-RTX 1.7 has kernels for: none of a Jetson (8.7, 11.0), nor Hopper (9.0)."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ MANIFEST_SUFFIX = ".json"
 LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 """Modules that build and run engines, and what they are called."""
 
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""GPUs that TensorRT-RTX 1.7 has kernels for: none of a Jetson (8.7, 11.0), nor Hopper (9.0)."""
+
 _HEADER = struct.Struct("<4sIqq4B")  # magic, serialization version, entries, size, library version
 _MAGIC = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 
@@ -67,6 +70,20 @@ class Manifest:
     def to_json(self) -> str:
         """For the file beside the engine."""
         return json.dumps(asdict(self) | {"coverage": self.coverage.to_json()}, indent=1)
+
+    def command(self, engine: Path) -> str:
+        """What builds it again, with the options of this build that say what it takes."""
+        options = self.builder.options
+        parts = [f"cnngru-edge build {self.source} --out {engine}"]
+        if self.builder.library == "tensorrt_rtx":
+            parts.append("--target tensorrt-rtx")
+        if self.max_batch > 1:
+            parts.append(f"--batch {self.max_batch}")
+        if options.get("max_seconds"):
+            parts.append(f"--max-seconds {options['max_seconds']}")
+        if options.get("fp16") is False:
+            parts.append("--no-fp16")
+        return " ".join(parts)
 
     @property
     def summary(self) -> str:

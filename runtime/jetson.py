@@ -14,9 +14,9 @@ from types import MappingProxyType
 SYS = Path("/sys")
 RELEASE = Path("/etc/nv_tegra_release")
 MODEL = Path("/proc/device-tree/model")
+MEMINFO = Path("/proc/meminfo")
 
 _PATIENCE_S = 5.0
-_ABSENT_C = -256.0  # what tegrastats prints for a sensor that is switched off
 _NOT_CONNECTED = "NC"  # name of a power rail that leads nowhere
 
 
@@ -85,61 +85,6 @@ def parse_power_mode(nvpmodel: str) -> tuple[str, int | None] | None:
     return name, int(number) if number else None
 
 
-@dataclass(frozen=True)
-class Rail:
-    """Power of one supply rail, in mW; somewhat below zero when nothing is drawn."""
-
-    now_mw: int
-    average_mw: int | None  # since tegrastats was started
-
-
-@dataclass(frozen=True)
-class Tegrastats:
-    """A line of tegrastats. Without root it leaves out most clocks."""
-
-    ram_used_mb: int | None
-    ram_total_mb: int | None
-    rails: dict[str, Rail]
-    cpu_mhz: tuple[int | None, ...]  # one a core; None: it is switched off
-    gpu_mhz: tuple[int, ...]  # one for each of its clusters (GPC)
-    gpu_load: int | None  # percent
-    emc_mhz: int | None  # memory controller
-    temperatures_c: dict[str, float]
-
-
-def parse_tegrastats(line: str) -> Tegrastats:
-    """Read a line as JetPack 5, 6 and 7 print it; what is not in it is None or empty.
-
-    From JetPack 7.2 on a rail has its peak as a third number and a temperature as a second, which
-    are left out. https://docs.nvidia.com/jetson/archives/r38.4/DeveloperGuide/AT/
-    JetsonLinuxDevelopmentTools/TegrastatsUtility.html
-    """
-    ram = re.search(r"\bRAM (\d+)/(\d+)MB", line)
-    cpus = re.search(r"\bCPU \[([^]]*)\]", line)
-    gpu = re.findall(r"\bGR3D2?_FREQ (?:(\d+)%)?(?:@\[?([\d,]+))?", line)
-    emc = re.search(r"\bEMC_FREQ \d+%@(\d+)", line)
-    rails = re.findall(r"\b([A-Z]\w*) (-?\d+)mW(?:/(-?\d+)mW)?", line)
-    temperatures = re.findall(r"\b(\w+)@(-?[\d.]+)C\b", line)
-    return Tegrastats(
-        ram_used_mb=int(ram[1]) if ram else None,
-        ram_total_mb=int(ram[2]) if ram else None,
-        rails={
-            name: Rail(int(now), int(average) if average else None)
-            for name, now, average in rails
-            if name != _NOT_CONNECTED
-        },
-        cpu_mhz=tuple(map(_core_mhz, cpus[1].split(","))) if cpus else (),
-        gpu_mhz=tuple(int(mhz) for _, clocks in gpu if clocks for mhz in clocks.split(",")),
-        gpu_load=int(gpu[0][0]) if gpu and gpu[0][0] else None,
-        emc_mhz=int(emc[1]) if emc else None,
-        temperatures_c={n: float(c) for n, c in temperatures if float(c) != _ABSENT_C},
-    )
-
-
-def _core_mhz(core: str) -> int | None:
-    return int(core.partition("@")[2]) if "@" in core else None
-
-
 def release(path: Path = RELEASE) -> str | None:
     """The line of /etc/nv_tegra_release that names the release; None: not a Jetson."""
     text = _read(path)
@@ -181,6 +126,12 @@ def power_mw(root: Path = SYS) -> dict[str, float]:
                 if power is not None and label != _NOT_CONNECTED:
                     rails[label] = power
     return rails
+
+
+def available_bytes(meminfo: Path = MEMINFO) -> int | None:
+    """Memory that programs can have, what only caches files included."""
+    found = re.search(r"^MemAvailable: *(\d+) kB$", _read(meminfo) or "", re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def clocks_mhz(root: Path = SYS) -> dict[str, float]:

@@ -27,6 +27,7 @@ class Stream:
             )
         self.session = session
         self._streams = session.streams(batch)
+        self._is_closed = False
 
     @property
     def state(self) -> dict[str, Array]:
@@ -58,7 +59,9 @@ class Stream:
 
     def close(self) -> None:
         """Give back what the session holds for these streams."""
-        self._streams.close()
+        if not self._is_closed:  # what it held may be another's by now
+            self._streams.close()
+        self._is_closed = True
 
     def __enter__(self) -> "Stream":
         return self

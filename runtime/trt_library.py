@@ -6,6 +6,10 @@ What a version can do is found by name on its module, never from its version or 
 
 import importlib
 import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import Any
 
 from cnngru_edge.models.errors import BackendMissing, SessionError
@@ -43,10 +47,11 @@ _HINTS = (
         "no NVIDIA driver, or one too old for this library; 'cnngru-edge doctor' says which",
     ),
     (
-        r"[Oo]ut of memory|OutOfMemory|insufficient memory|memory pool"
+        r"[Oo]ut of memory|OutOfMemory|insufficient (memory|workspace)|memory pool"
+        r"|Could not find any implementation"
         r"|Requested amount of GPU memory",
-        "too little memory; close other programs, or build with a smaller --workspace, --batch or "
-        "--max-seconds",
+        "perhaps too little memory; close other programs, or build with a smaller --workspace, "
+        "--batch or --max-seconds",
     ),
     (
         r"float scale|shiftIsAllZeros|requires 3 inputs for the INT8",
@@ -106,34 +111,48 @@ def explain(lines: list[tuple[str, str]]) -> str:
     return f"{said} ({hints[0]})" if hints else said
 
 
+@contextmanager
+def stops_held_back() -> Iterator[Callable[[], bool]]:
+    """Let SIGINT and SIGTERM wait until the block is done; gives whether one waits.
+
+    TensorRT swallows an exception that comes up in a logger or a progress monitor, and a signal's
+    comes up wherever Python runs: there, for as long as a build takes.
+    """
+    waiting: list[int] = []
+    if current_thread() is not main_thread():  # signals come up in the main one only
+        yield lambda: False
+        return
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = {stop: signal.signal(stop, lambda number, _: waiting.append(number)) for stop in stops}
+    try:
+        yield lambda: bool(waiting)
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
+
+
 def logger(trt: Any) -> Any:
     """The process's one logger of a library, which keeps the first that it is given.
 
-    It has the lines since `start()` as (severity, text), and a method `stop_if_asked`: TensorRT
-    swallows what a logger raises, a signal's exception too, so that has to be raised afterwards.
+    It has the lines since `start()` as (severity, text): all of TensorRT-RTX, whose receipt is read
+    from them, and of TensorRT the warnings and errors, since the rest can be very much.
     """
     if trt not in _registered:
+        ignored = set() if trt.__name__ == "tensorrt_rtx" else {"INFO", "VERBOSE"}
 
         class Log(trt.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
                 super().__init__()
-                self.lines: list[tuple[str, str]] = []
-                self.stop: BaseException | None = None
+                self.start()
 
             def start(self) -> None:
-                self.stop_if_asked()  # since nobody looked
-                self.lines = []
+                self.lines: list[tuple[str, str]] = []
 
             def log(self, severity: Any, message: str) -> None:
-                try:
+                if severity.name not in ignored:
                     self.lines.append((severity.name, message))
-                except BaseException as e:
-                    self.stop = e
-
-            def stop_if_asked(self) -> None:
-                stop, self.stop = self.stop, None
-                if stop is not None:
-                    raise stop
 
         _registered[trt] = Log()
     return _registered[trt]

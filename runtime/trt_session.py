@@ -15,8 +15,8 @@ import numpy as np
 
 from cnngru_edge.models.errors import SessionError
 from cnngru_edge.runtime import trt_library
-from cnngru_edge.runtime.cuda import Cuda, CudaError, Graph, SharedBuffer
-from cnngru_edge.runtime.engine_file import Manifest, read_engine
+from cnngru_edge.runtime.cuda import Cuda, CudaError, Gpu, Graph, SharedBuffer
+from cnngru_edge.runtime.engine_file import RTX_CAPABILITIES, Manifest, read_engine
 from cnngru_edge.runtime.session import Array, Feed
 
 _FLOAT = np.dtype(np.float32)
@@ -44,15 +44,15 @@ class TrtSession:
         self.cuda = Cuda()  # before TensorRT: 8.6 crashes without a driver
         trt = trt_library.load(manifest.builder.library)
         _check_version(path, manifest, trt.__version__)
-        _check_gpu(path, manifest, self.cuda)
+        _check_gpu(path, manifest, self.cuda.gpu)
         self.manifest = manifest
         self._trt = trt
         self.log = trt_library.logger(trt)
         self.log.start()
         self._runtime = trt_library.create(trt, "Runtime", self.log)
         self._runtime.engine_host_code_allowed = False
-        self.engine = self._runtime.deserialize_cuda_engine(data)
-        self.log.stop_if_asked()
+        with trt_library.stops_held_back():
+            self.engine = self._runtime.deserialize_cuda_engine(data)
         self.backend = f"{manifest.builder.library} {trt.__version__}"
         if self.engine is None:
             raise SessionError(f"{path}: {self.failure('does not open this engine')}")
@@ -327,21 +327,20 @@ def _check_version(path: Path, manifest: Manifest, found: str) -> None:
     if found != manifest.builder.version:
         raise SessionError(
             f"{path}: built by {manifest.builder.name}, and here is {found}; an engine runs in the "
-            f"version that built it: {_rebuild(path, manifest)}"
+            f"version that built it: run '{manifest.command(path)}' here"
         )
 
 
-def _check_gpu(path: Path, manifest: Manifest, cuda: Cuda) -> None:
-    gpu, builder = cuda.gpu, manifest.builder
-    known = gpu.capability in builder.capabilities
-    if known and builder.gpu in (None, gpu.name):
+def _check_gpu(path: Path, manifest: Manifest, gpu: Gpu) -> None:
+    builder, here = manifest.builder, gpu.capability
+    if here in builder.capabilities and builder.gpu in (None, gpu.model):
         return
-    built_for = builder.gpu or "GPUs"
+    step = f"run '{manifest.command(path)}' here"
+    if builder.library == "tensorrt_rtx":
+        step = f"run '{manifest.command(path)} --capability {here}'"
+        if here not in RTX_CAPABILITIES:
+            step = "TensorRT-RTX has no kernels for that, build it with TensorRT"
     raise SessionError(
-        f"{path}: built for {built_for} of compute capability {', '.join(builder.capabilities)}, "
-        f"and here is {gpu.name} of {gpu.capability}: {_rebuild(path, manifest)}"
+        f"{path}: built for {builder.gpu or 'GPUs'} of compute capability "
+        f"{', '.join(builder.capabilities)}, and here is {gpu.model} of {here}: {step}"
     )
-
-
-def _rebuild(path: Path, manifest: Manifest) -> str:
-    return f"run 'cnngru-edge build {manifest.source} --out {path.name}' here"

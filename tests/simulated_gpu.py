@@ -95,10 +95,11 @@ class SimulatedCuda:
         driver=13000,
         runtime=13000,
         devices=1,
+        multiprocessors=16,
     ):
         self.name, self.capability, self.integrated = name, capability, integrated
         self.free_bytes, self.driver, self.runtime = free_bytes, driver, runtime
-        self.devices = devices
+        self.devices, self.multiprocessors = devices, multiprocessors
         self.calls = []  # names, in order; also "execute" where TensorRT puts its work on a stream
         self.copies = []  # (from, to, bytes), as they were asked for
         self.last_error = real.cudaError_t.cudaSuccess
@@ -182,6 +183,7 @@ class SimulatedCuda:
             integrated=int(self.integrated),
             canMapHostMemory=1,
             totalGlobalMem=8 << 30,
+            multiProcessorCount=self.multiprocessors,
         )
 
     @cuda_call()
@@ -982,7 +984,7 @@ def _layer_json(layer, new):
     if layer["opaque"]:
         block = {"LayerType": "Myelin", "Inputs": [], "TacticName": "", "Metadata": ""}
         return {"Name": f"{{ForeignNode[{node}...{node}]}}", **block}
-    read = {"Name": "read", "Dimensions": [1]}
+    read = {"Name": "read", "Dimensions": [1, 64]}
     found = {"Inputs": [read | ({"Datatype": kind} if new else {"Format/Datatype": kind})]}
     found["Metadata"] = f"[ONNX Layer: {node}]"
     if layer["op"] == "Conv":

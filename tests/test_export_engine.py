@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import sys
 from dataclasses import replace
 
@@ -12,10 +13,9 @@ from cnngru_edge.export.cli import main
 from cnngru_edge.export.engine import write_engine
 from cnngru_edge.export.inspection import inspect
 from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.trt_builder import RTX_CAPABILITIES, BuildConfig, build
+from cnngru_edge.export.trt_builder import RTX_DEFAULT, BuildConfig, build
 from cnngru_edge.models.errors import BackendMissing, ExportError
 from cnngru_edge.models.receipt import INT8
-from cnngru_edge.runtime import trt_library
 from cnngru_edge.runtime.engine_file import read_engine, read_manifest
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this machine")
@@ -28,7 +28,7 @@ RTX = BuildConfig("tensorrt_rtx")
 INT8_LAYERS = {"clip": 4 + 1 + 1 + 9, "chunk": 4 + 1 + 1 + 1}
 
 
-@pytest.mark.parametrize("capability", RTX_CAPABILITIES)
+@pytest.mark.parametrize("capability", RTX_DEFAULT)
 @pytest.mark.parametrize("name", [name for name in INT8_FORMS if "tensorrt" in name])
 def test_every_form_is_built_in_int8_for_every_gpu(exported, name, capability):
     built = build(exported / name, BuildConfig("tensorrt_rtx", capabilities=(capability,)))
@@ -86,7 +86,7 @@ def test_an_engine_has_a_manifest_with_its_receipt(exported):
     name = "model.int8.chunk.rtx.engine"
     data, manifest = read_engine(exported / name)
     assert manifest == read_manifest(exported / name)
-    assert manifest.builder.capabilities == RTX_CAPABILITIES
+    assert manifest.builder.capabilities == RTX_DEFAULT
     assert manifest.builder.name == f"TensorRT-RTX {rtx.__version__}"
     assert (manifest.builder.gpu, manifest.builder.driver) == (None, None)
     assert (manifest.max_batch, manifest.max_samples) == (1, manifest.spec.chunk_length)
@@ -126,20 +126,37 @@ def test_an_engine_does_not_take_the_place_of_its_graph(exported, tmp_path):
     assert graph.read_bytes() == (exported / CHUNK).read_bytes()
 
 
-def test_a_stop_while_tensorrt_speaks_is_a_stop(exported):
-    """It catches what a logger raises, a signal's exception too."""
-    build(exported / CHUNK, RTX)
-    log = trt_library.logger(rtx)
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_it_builds_is_a_stop(exported, tmp_path, stop, monkeypatch):
+    """It swallows what a logger or a monitor raises, a signal's exception too."""
 
-    class Severity:
-        @property
-        def name(self):
-            raise KeyboardInterrupt
+    class Stopped(BaseException):
+        pass
 
-    log.start()
-    log.log(Severity(), "anything")
-    with pytest.raises(KeyboardInterrupt):
-        log.stop_if_asked()
+    def handler(number, frame):
+        raise Stopped
+
+    before = signal.signal(stop, handler)
+    try:
+        with pytest.raises(Stopped):
+            write_engine(
+                exported / CHUNK,
+                tmp_path / "a.rtx.engine",
+                RTX,
+                progress=lambda *_: signal.raise_signal(stop),
+            )
+        assert signal.getsignal(stop) is handler
+    finally:
+        signal.signal(stop, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_matrices_of_the_front_end_are_constants(exported):
+    """TensorRT would compute them in each step."""
+    log = build(exported / CHUNK, RTX).log
+    layers = [line for line in log.splitlines() if line.startswith("Name: ")]
+    assert any("/log_mel/MatMul" in line for line in layers)
+    assert not any("/log_mel/constants/" in line for line in layers)
 
 
 def test_too_little_in_int8_leaves_no_engine(exported, tmp_path):

@@ -1,6 +1,7 @@
 """Builds by every version of TensorRT, all simulated; see simulated_gpu for what that can show."""
 
 import shutil
+import signal
 import sys
 
 import onnx
@@ -14,10 +15,12 @@ from cnngru_edge.export.engine import write_engine
 from cnngru_edge.export.trt_builder import BuildConfig, build, can_build, target_of
 from cnngru_edge.models.errors import BackendMissing, ExportError, SessionError
 from cnngru_edge.models.receipt import HIDDEN, INT8
+from cnngru_edge.runtime import jetson
 from cnngru_edge.runtime.engine_file import manifest_path, read_engine, read_header
 from cnngru_edge.runtime.session import open_session
 
 TENSORRT = [version for version in VERSIONS if version != RTX]
+ORIN = "Orin (16 multiprocessors)"
 OLD, FP16 = "model.int8.tensorrt.{}.onnx", "model.int8.tensorrt-fp16.{}.onnx"
 MIB = 1 << 20
 
@@ -91,7 +94,7 @@ def test_where_the_strong_typing_fails_the_weak_one_is_taken_and_said(
     manifest, notes = write_engine(graph, out, BuildConfig())
     (note,) = notes
     assert note == (
-        f"strongly typed it does not build, so weakly typed: {graph}: TensorRT 10.3.0 does not "
+        f"weakly typed, since strongly typed it fails: {graph}: TensorRT 10.3.0 does not "
         "build it: Error Code 10: Internal Error (no implementation for node)"
     )
     assert manifest.builder.typing == "weak"
@@ -113,12 +116,32 @@ def test_where_both_typings_fail_the_second_says_why(exported, simulate):
     )
 
 
+def test_where_the_strong_typing_gives_too_little_in_int8_the_weak_one_is_taken(
+    exported, simulate, tmp_path
+):
+    _, trt = simulate("10.3.0")
+    names = {f"/convs.{i}/conv/Conv" for i in range(4)}
+    trt.quirks.float_nodes = names
+
+    def restore(log):
+        if len(trt.builds) > 1:
+            trt.quirks.float_nodes = set()
+
+    trt.quirks.on_build = restore
+    graph = exported / FP16.format("chunk")
+    manifest, (note,) = write_engine(graph, tmp_path / "a.engine", BuildConfig())
+    assert manifest.builder.typing == "weak"
+    assert "since strongly typed it fails: " in note
+    assert "of its weights compute in INT8, asked are 95.0%" in note
+
+
 @pytest.mark.parametrize("version", STRONG_ONLY)
 def test_where_only_strong_typing_is_there_are_no_flags(exported, simulate, version):
     _, trt = simulate(version)
     made, given = built_by(trt, exported / FP16.format("chunk"))
     assert (made.typing, made.flags) == ("strong", ())
-    assert given.network_flags == given.flags == set()
+    assert given.network_flags == set()
+    assert given.flags == {"REQUIRE_USER_ALLOCATION"} & set(trt.BuilderFlag.__members__)
     assert given.precisions == {}
 
 
@@ -168,8 +191,9 @@ def test_limits_and_what_is_turned_off(exported, simulate, version):
     assert given.previews == previews & set(trt.PreviewFeature.__members__)
 
 
-def test_on_an_integrated_gpu_half_of_what_is_free_is_for_tactics(exported, simulate):
-    _, trt = simulate("10.3.0", integrated=True, free_bytes=3 << 30)
+def test_on_an_integrated_gpu_half_of_what_is_free_is_for_tactics(exported, simulate, monkeypatch):
+    _, trt = simulate("10.3.0", integrated=True)
+    monkeypatch.setattr(jetson, "available_bytes", lambda: 3 << 30)
     graph = exported / FP16.format("chunk")
     assert built_by(trt, graph)[1].limits["TACTIC_DRAM"] == 1536 * MIB
     _, given = built_by(trt, graph, tactic_memory_mib=512, optimization_level=5)
@@ -310,8 +334,14 @@ def test_why_a_graph_does_not_parse_is_said(exported, simulate, text, hint):
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("Error Code 2: OutOfMemory (no further information)", "too little memory; close other"),
-        ("Requested amount of GPU memory (9 bytes) could not be allocated.", "too little memory;"),
+        (
+            "Error Code 2: OutOfMemory (no further information)",
+            "perhaps too little memory;",
+        ),
+        (
+            "Requested amount of GPU memory (9 bytes) could not be allocated.",
+            "perhaps too little memory;",
+        ),
         (
             "Error Code 1: Myelin (no results returned from cublas heuristic search)",
             "its compiler does not take this graph; try the other TensorRT target",
@@ -394,35 +424,41 @@ def test_phases_are_told_by_versions_that_tell(exported, simulate, version):
 
 @pytest.mark.parametrize("step", [1, 2, 3], ids=["first", "second", "at the end"])
 def test_a_stop_while_progress_is_told_is_a_stop(exported, simulate, tmp_path, step):
-    """TensorRT swallows what a monitor raises, a signal's exception too."""
+    """TensorRT would swallow a signal's exception that comes up in its monitor."""
     _, trt = simulate("10.13.3.9")
     told = []
 
     def progress(*what):
         told.append(what)
         if len(told) == step:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     out = tmp_path / "a.engine"
     with pytest.raises(KeyboardInterrupt):
         write_engine(exported / FP16.format("chunk"), out, BuildConfig(), progress=progress)
-    assert len(told) == step
     (given,) = trt.builds  # and no weak one after it
     assert given.is_cancelled is (step < 3)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_in_progress_is_told(exported, simulate, tmp_path):
+    simulate("10.13.3.9")
+
+    def progress(*what):
+        raise LookupError("a bar")
+
+    with pytest.raises(LookupError, match="a bar"):
+        write_engine(
+            exported / FP16.format("chunk"), tmp_path / "a.engine", BuildConfig(), progress=progress
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("error", ["", "no"], ids=["built", "not built"])
-def test_a_stop_while_tensorrt_speaks_is_a_stop(exported, simulate, tmp_path, error):
+def test_a_stop_while_tensorrt_builds_is_a_stop(exported, simulate, tmp_path, error):
     _, trt = simulate("8.6.1")
     trt.quirks.build_error = error
-
-    class Interrupted:
-        @property
-        def name(self):
-            raise KeyboardInterrupt
-
-    trt.quirks.on_build = lambda log: log.log(Interrupted(), "anything")
+    trt.quirks.on_build = lambda log: signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         write_engine(exported / OLD.format("chunk"), tmp_path / "a.engine", BuildConfig())
     assert len(trt.builds) == 1
@@ -501,7 +537,9 @@ def test_an_engine_has_its_manifest(exported, simulate, tmp_path, version):
     assert f"{trt.__version__}.0.0".startswith(header.version)
     builder, is_rtx = manifest.builder, version == RTX
     assert (builder.library, builder.version) == (trt.__name__, trt.__version__)
-    assert (builder.gpu, builder.driver) == ((None, None) if is_rtx else ("Orin", "13.2"))
+    assert (builder.gpu, builder.driver) == (
+        (None, None) if is_rtx else ("Orin (16 multiprocessors)", "13.2")
+    )
     assert builder.capabilities == (("8.6", "8.9", "12.0") if is_rtx else ("8.7",))
     assert builder.options["batch"] == manifest.max_batch == 2
     assert manifest.max_samples == 8_960
@@ -549,7 +587,10 @@ def test_an_engine_that_is_as_it_would_be_is_kept(kept):
     ("change", "reason"),
     [
         ({"version": "10.13.3.9"}, "its library was TensorRT 10.3.0 and is TensorRT 10.13.3.9"),
-        ({"device": {"name": "Thor"}}, "its GPU was Orin and is Thor"),
+        (
+            {"device": {"name": "Thor"}},
+            f"its GPU was {ORIN} and is Thor (16 multiprocessors)",
+        ),
         ({"device": {"driver": 13020}}, "its driver was 13.0 and is 13.2"),
         ({"batch": 2}, "its options was {"),
         ({"workspace_mib": 64}, "its options was {"),

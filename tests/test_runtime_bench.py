@@ -70,7 +70,7 @@ def test_power_is_the_mean_over_the_measurement(exported, monkeypatch):
     seen = iter([0.0] + [1000.0, 3000.0] * 10_000)  # the first only asks whether there is any
     monkeypatch.setattr(jetson, "power_mw", lambda: {"VDD_IN": next(seen)})
     monkeypatch.setattr(jetson, "power_mode", lambda: "MAXN (0)")
-    monkeypatch.setattr(module, "_POWER_PERIOD_S", 0.001)
+    monkeypatch.setattr(module, "_WATCH_PERIOD_S", 0.001)
     found = bench(exported / "model.int8.chunk.onnx", duration_s=0.2)
     assert found.power_mode == "MAXN (0)"
     assert found.power_mw["VDD_IN"] == pytest.approx(2000, rel=0.05)

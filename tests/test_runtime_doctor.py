@@ -32,7 +32,7 @@ HOST = Machine(
     providers=("CPUExecutionProvider",),
     wheels={"onnxruntime": "1.23.2", "torch": "2.11.0+cpu"},
 )
-RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0", False, 24 * 2**30)
+RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0", False, 24 * 2**30, 128)
 CUDA_13 = replace(
     HOST,
     driver="13.0",
@@ -59,7 +59,7 @@ ORIN_NANO = replace(
     model="NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
     power_mode="25W (1)",
     driver="12.6",
-    gpu=Gpu("Orin", "8.7", "12.6", True, 7620 * 2**20),
+    gpu=Gpu("Orin", "8.7", "12.6", True, 7620 * 2**20, 8),
     no_gpu=None,
     libraries={**ORT, "tensorrt": Library("10.3.0")},
     wheels={"cuda-bindings": "12.9.4", "onnxruntime": "1.23.2"},
@@ -82,7 +82,7 @@ THOR = replace(
     l4t_release="# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64",
     model="NVIDIA Jetson AGX Thor Developer Kit",
     driver="13.0",
-    gpu=Gpu("NVIDIA Thor", "11.0", "13.0", True, 125772 * 2**20),
+    gpu=Gpu("NVIDIA Thor", "11.0", "13.0", True, 125772 * 2**20, 20),
     libraries={**ORT, "tensorrt": Library("10.13.3.9")},
 )
 XAVIER = replace(
