@@ -100,6 +100,26 @@ class StateSpec:
         return f"{self.name}_next"
 
 
+@dataclass(frozen=True)
+class DecisionSpec:
+    """When the probabilities of a stream make an event."""
+
+    smoothing_s: float = 0.2  # over which each label's probability is averaged
+    threshold: float = 0.9  # that the average has to reach
+    release: float = 0.4  # below which it has to fall before the same label can be an event again
+    refractory_s: float = 0.5  # after an event, in which there is no other
+
+    def __post_init__(self) -> None:
+        """Refuse what can make no events, or one at every frame."""
+        if not 0 < self.release <= self.threshold <= 1:
+            raise SpecError(
+                f"decision: need 0 < release <= threshold <= 1, got {self.release}, "
+                f"{self.threshold}"
+            )
+        if not (0 <= self.smoothing_s <= 10 and 0 <= self.refractory_s <= 10):
+            raise SpecError("decision: smoothing_s and refractory_s are 0 to 10 seconds")
+
+
 MAX_LAYERS = 64
 """No CNN-GRU has more; a number from a damaged file may be anything."""
 
@@ -118,6 +138,7 @@ class ModelSpec:
     )
     hidden_size: int = 128
     num_layers: int = 1
+    decision: DecisionSpec = field(default_factory=DecisionSpec)
 
     def __post_init__(self) -> None:
         """Refuse a model that cannot be built."""
@@ -197,6 +218,7 @@ class ModelSpec:
                     "labels": tuple(raw["labels"]),
                     "features": FeatureSpec(**_only(FeatureSpec, raw["features"])),
                     "convs": tuple(_conv(conv) for conv in raw["convs"]),
+                    "decision": DecisionSpec(**_only(DecisionSpec, raw.get("decision", {}))),
                 }
             )
         except (KeyError, TypeError, ValueError) as e:

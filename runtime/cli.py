@@ -1,14 +1,20 @@
 """The commands that a device needs: run, bench, doctor. They import no torch and no onnx."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
 from cnngru_edge.models.errors import AudioError, SessionError
+
+if TYPE_CHECKING:
+    from cnngru_edge.runtime.live import Event
 
 FILE = click.Path(path_type=Path)
 
@@ -20,10 +26,28 @@ as_json_option = click.option(
 @click.command()
 @click.option("--engine", type=FILE, required=True, help="Artefact to run (.onnx, .engine or .ts).")
 @click.option("--reference", type=FILE, help="Check each answer against this float artefact.")
+@click.option(
+    "--stream",
+    "is_stream",
+    is_flag=True,
+    help="Take one AUDIO as a stream, and print each word as it is said. AUDIO is a file, or - for "
+    "a WAV or raw 16-bit mono samples at the model's rate from standard input.",
+)
 @as_json_option
 @click.argument("audio", type=FILE, nargs=-1, required=True)
-def run(engine: Path, reference: Path | None, as_json: bool, audio: tuple[Path, ...]) -> None:
+def run(
+    engine: Path,
+    reference: Path | None,
+    is_stream: bool,
+    as_json: bool,
+    audio: tuple[Path, ...],
+) -> None:
     """Say what is said in AUDIO files: label, score and latency of each."""
+    if is_stream:
+        if len(audio) != 1 or reference:
+            raise click.UsageError("--stream takes one AUDIO and no --reference")
+        _run_stream(engine, audio[0], as_json)
+        return
     from cnngru_edge.runtime.recognize import recognize
     from cnngru_edge.runtime.session import open_session
 
@@ -49,6 +73,41 @@ def run(engine: Path, reference: Path | None, as_json: bool, audio: tuple[Path, 
     for note, count in notes.items():
         click.echo(f"note: {count} of {len(audio)} {note}", err=True)
     report_skipped(errors)
+
+
+def _run_stream(engine: Path, audio: Path, as_json: bool) -> None:
+    from cnngru_edge.runtime.audio import file_blocks, pipe_blocks
+    from cnngru_edge.runtime.live import StreamSession
+    from cnngru_edge.runtime.session import open_session
+
+    count = 0
+
+    def show(events: Iterable["Event"]) -> None:
+        nonlocal count
+        for event in events:
+            count += 1
+            if as_json:
+                click.echo(json.dumps(asdict(event)))
+            else:
+                click.echo(f"{event.time:9.2f} s  {event.label:<10} {event.score:6.1%}")
+
+    with open_session(engine) as session:
+        if str(audio) == "-":
+            rate, blocks = pipe_blocks(sys.stdin.buffer, session.spec.features.sample_rate)
+        else:
+            rate, blocks = file_blocks(audio)
+        with StreamSession(session, rate) as stream:
+            try:
+                for block in blocks:
+                    show(stream.push(block))
+                show(stream.flush())
+            except (KeyboardInterrupt, SystemExit):
+                click.echo("stopped", err=True)  # an end like any other of a live stream
+            factor = stream.compute_s / stream.pushed_s if stream.pushed_s else 0.0
+            click.echo(
+                f"{stream.pushed_s:.1f} s of audio, {count} words, real-time factor {factor:.4f}",
+                err=True,
+            )
 
 
 @click.command()

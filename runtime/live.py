@@ -1,0 +1,105 @@
+"""A live or long stream of audio in, events out."""
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import soxr
+
+from cnngru_edge.models.errors import AudioError
+from cnngru_edge.runtime.audio import Samples, pad_to_multiple
+from cnngru_edge.runtime.detect import Detector
+from cnngru_edge.runtime.session import Session
+from cnngru_edge.runtime.stream import FLUSH_S, Stream, fixed_length
+
+
+@dataclass(frozen=True)
+class Event:
+    """A word in a stream of audio."""
+
+    time: float  # s from the start of the stream to where it was sure, about the word's end
+    label: str
+    score: float
+    latency_ms: float  # from the audio that completed it to this event
+
+
+class StreamSession:
+    """One stream of audio through a session: pieces of any length in, events out.
+
+    Several may share a session, each with its own state; a session is for one thread.
+
+    Args:
+        session: an open artefact.
+        sample_rate: of the audio, in Hz; another than the model's is resampled as a stream, without
+            seams between the pieces. None for the model's.
+    """
+
+    def __init__(self, session: Session, sample_rate: int | None = None) -> None:
+        spec = session.spec
+        rate = spec.features.sample_rate
+        self._stream, self._detector = Stream(session), Detector(spec)
+        self._length = fixed_length(session) or spec.chunk_length
+        self._rates = (sample_rate or rate, rate)
+        self._flush = np.zeros(round(FLUSH_S * rate), np.float32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin another stream."""
+        self._stream.reset()
+        self._detector.reset()
+        self._rest = np.zeros(0, np.float32)
+        source, rate = self._rates
+        self._resampler = (
+            soxr.ResampleStream(source, rate, 1, dtype="float32") if source != rate else None
+        )
+        self.pushed_s = 0.0  # of audio
+        self.compute_s = 0.0  # what that took
+
+    def push(self, samples: Samples) -> list[Event]:
+        """The events in the next samples (S,), of any length; what is not a chunk yet waits.
+
+        Raises:
+            AudioError: samples that are NaN or infinite.
+        """
+        if samples.ndim != 1:
+            raise AudioError(f"expected samples of shape (S,), got {samples.shape}")
+        if not np.isfinite(samples).all():
+            raise AudioError(f"a sample after {self.pushed_s:.2f} s is NaN or infinite")
+        self.pushed_s += len(samples) / self._rates[0]
+        return self._run(samples, is_last=False)
+
+    def flush(self) -> list[Event]:
+        """The events in what is left when a stream has ended, heard out with a little silence."""
+        events = self._run(np.zeros(0, np.float32), is_last=True)
+        self._rest = pad_to_multiple(np.concatenate([self._rest, self._flush]), self._length)
+        return events + self._run(np.zeros(0, np.float32), is_last=False, resample=False)
+
+    def _run(self, samples: Samples, *, is_last: bool, resample: bool = True) -> list[Event]:
+        start = time.perf_counter()
+        if self._resampler is not None and resample:
+            samples = self._resampler.resample_chunk(samples.astype(np.float32), last=is_last)
+        audio = np.concatenate([self._rest, samples])
+        whole = len(audio) // self._length * self._length
+        self._rest = audio[whole:]
+        if not whole:
+            return []
+        logits = self._stream.push(audio[None, :whole].astype(np.float32))[0]
+        found = self._detector.push(logits)
+        self.compute_s += (seconds := time.perf_counter() - start)
+        return [Event(d.time, d.label, d.score, 1000 * seconds) for d in found]
+
+    def close(self) -> None:
+        """Give back what the session holds for it."""
+        self._stream.close()
+
+    def __enter__(self) -> "StreamSession":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
