@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +14,26 @@ from rich.console import Console
 from cnngru_edge.models.errors import AudioError, SessionError
 
 if TYPE_CHECKING:
+    from cnngru_edge.runtime.audio import Samples
     from cnngru_edge.runtime.live import Event
+    from cnngru_edge.runtime.microphone import RingBuffer
 
 FILE = click.Path(path_type=Path)
 
 as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for other programs."
 )
+
+
+_LATE_AFTER_S = 2.0  # of audio: the first chunks are slower than the rest
+
+
+def _list_devices(context: click.Context, option: click.Parameter, is_asked: bool) -> None:
+    if is_asked and not context.resilient_parsing:
+        from cnngru_edge.runtime.microphone import devices
+
+        click.echo(devices())
+        context.exit()
 
 
 @click.command()
@@ -31,7 +44,16 @@ as_json_option = click.option(
     "is_stream",
     is_flag=True,
     help="Take one AUDIO as a stream, and print each word as it is said. AUDIO is a file, or - for "
-    "a WAV or raw 16-bit mono samples at the model's rate from standard input.",
+    "a WAV or raw 16-bit mono samples at the model's rate from standard input, or mic.",
+)
+@click.option("--device", help="With --stream mic: number or part of the name of a microphone.")
+@click.option(
+    "--list-devices",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_devices,
+    help="Show the microphones that there are.",
 )
 @as_json_option
 @click.argument("audio", type=FILE, nargs=-1, required=True)
@@ -39,6 +61,7 @@ def run(
     engine: Path,
     reference: Path | None,
     is_stream: bool,
+    device: str | None,
     as_json: bool,
     audio: tuple[Path, ...],
 ) -> None:
@@ -46,7 +69,7 @@ def run(
     if is_stream:
         if len(audio) != 1 or reference:
             raise click.UsageError("--stream takes one AUDIO and no --reference")
-        _run_stream(engine, audio[0], as_json)
+        _run_stream(engine, str(audio[0]), device, as_json)
         return
     from cnngru_edge.runtime.recognize import recognize
     from cnngru_edge.runtime.session import open_session
@@ -75,8 +98,7 @@ def run(
     report_skipped(errors)
 
 
-def _run_stream(engine: Path, audio: Path, as_json: bool) -> None:
-    from cnngru_edge.runtime.audio import file_blocks, pipe_blocks
+def _run_stream(engine: Path, audio: str, device: str | None, as_json: bool) -> None:
     from cnngru_edge.runtime.live import StreamSession
     from cnngru_edge.runtime.session import open_session
 
@@ -91,23 +113,48 @@ def _run_stream(engine: Path, audio: Path, as_json: bool) -> None:
             else:
                 click.echo(f"{event.time:9.2f} s  {event.label:<10} {event.score:6.1%}")
 
-    with open_session(engine) as session:
-        if str(audio) == "-":
-            rate, blocks = pipe_blocks(sys.stdin.buffer, session.spec.features.sample_rate)
-        else:
-            rate, blocks = file_blocks(audio)
-        with StreamSession(session, rate) as stream:
-            try:
-                for block in blocks:
-                    show(stream.push(block))
-                show(stream.flush())
-            except (KeyboardInterrupt, SystemExit):
-                click.echo("stopped", err=True)  # an end like any other of a live stream
-            factor = stream.compute_s / stream.pushed_s if stream.pushed_s else 0.0
-            click.echo(
-                f"{stream.pushed_s:.1f} s of audio, {count} words, real-time factor {factor:.4f}",
-                err=True,
-            )
+    with ExitStack() as held:
+        session = held.enter_context(open_session(engine))
+        rate, blocks, buffer = _source(held, audio, device, session.spec.features.sample_rate)
+        stream = held.enter_context(StreamSession(session, rate))
+        lost, is_late = 0, False
+        try:
+            for block in blocks:
+                if buffer is not None and buffer.dropped > lost:
+                    stream.lose((buffer.dropped - lost) / rate)
+                    lost = buffer.dropped
+                show(stream.push(block))
+                if stream.factor > 1 and stream.pushed_s > _LATE_AFTER_S and not is_late:
+                    is_late = True
+                    late = "what does not fit is dropped" if buffer else "the input has to wait"
+                    late = f"by a factor of {stream.factor:.2f}; {late}"
+                    click.echo(f"warning: slower than real time {late}", err=True)
+            show(stream.flush())
+        except (KeyboardInterrupt, SystemExit):
+            click.echo("stopped", err=True)  # an end like any other of a live stream
+        dropped = f", {lost / rate:.1f} s dropped" if lost else ""
+        click.echo(
+            f"{stream.pushed_s:.1f} s of audio{dropped}, {count} words, real-time factor "
+            f"{stream.factor:.4f}",
+            err=True,
+        )
+
+
+def _source(
+    held: ExitStack, audio: str, device: str | None, sample_rate: int
+) -> tuple[int, Iterator["Samples"], "RingBuffer | None"]:
+    """Sample rate and blocks of a stream, and the buffer that drops what comes too fast."""
+    from cnngru_edge.runtime.audio import file_blocks, pipe_blocks
+
+    if audio == "-":
+        return *pipe_blocks(sys.stdin.buffer, sample_rate), None
+    if audio == "mic":
+        from cnngru_edge.runtime.microphone import microphone
+
+        name = int(device) if device and device.isdigit() else device
+        rate, buffer, blocks = held.enter_context(microphone(name, sample_rate))
+        return rate, blocks, buffer
+    return *file_blocks(Path(audio)), None
 
 
 @click.command()

@@ -1,7 +1,9 @@
 """A live or long stream of audio in, events out."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -10,7 +12,7 @@ import soxr
 from cnngru_edge.models.errors import AudioError
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple
 from cnngru_edge.runtime.detect import Detector
-from cnngru_edge.runtime.session import Session
+from cnngru_edge.runtime.session import Session, open_session
 from cnngru_edge.runtime.stream import FLUSH_S, Stream, fixed_length
 
 
@@ -27,22 +29,34 @@ class Event:
 class StreamSession:
     """One stream of audio through a session: pieces of any length in, events out.
 
-    Several may share a session, each with its own state; a session is for one thread.
+    Several may share a session, each with its own state. A session is for one thread, and so are
+    all of its streams.
 
     Args:
-        session: an open artefact.
+        source: an open artefact, or the path of one, which is then opened and closed with this.
         sample_rate: of the audio, in Hz; another than the model's is resampled as a stream, without
             seams between the pieces. None for the model's.
     """
 
-    def __init__(self, session: Session, sample_rate: int | None = None) -> None:
+    def __init__(self, source: Session | Path, sample_rate: int | None = None) -> None:
+        with ExitStack() as held:
+            session = source
+            if isinstance(session, Path):
+                session = held.enter_context(open_session(session))
+            self._stream = held.enter_context(Stream(session))
+            self._held = held.pop_all()
         spec = session.spec
         rate = spec.features.sample_rate
-        self._stream, self._detector = Stream(session), Detector(spec)
+        self._detector = Detector(spec)
         self._length = fixed_length(session) or spec.chunk_length
         self._rates = (sample_rate or rate, rate)
         self._flush = np.zeros(round(FLUSH_S * rate), np.float32)
         self.reset()
+
+    @property
+    def factor(self) -> float:
+        """Real-time factor: what the audio so far took to its length; above 1 it falls behind."""
+        return self.compute_s / self.pushed_s if self.pushed_s else 0.0
 
     def reset(self) -> None:
         """Begin another stream."""
@@ -53,6 +67,7 @@ class StreamSession:
         self._resampler = (
             soxr.ResampleStream(source, rate, 1, dtype="float32") if source != rate else None
         )
+        self._lost_s = 0.0
         self.pushed_s = 0.0  # of audio
         self.compute_s = 0.0  # what that took
 
@@ -68,6 +83,10 @@ class StreamSession:
             raise AudioError(f"a sample after {self.pushed_s:.2f} s is NaN or infinite")
         self.pushed_s += len(samples) / self._rates[0]
         return self._run(samples, is_last=False)
+
+    def lose(self, seconds: float) -> None:
+        """Say that so much audio is missing here, so that the times of events stay right."""
+        self._lost_s += seconds
 
     def flush(self) -> list[Event]:
         """The events in what is left when a stream has ended, heard out with a little silence."""
@@ -87,11 +106,11 @@ class StreamSession:
         logits = self._stream.push(audio[None, :whole].astype(np.float32))[0]
         found = self._detector.push(logits)
         self.compute_s += (seconds := time.perf_counter() - start)
-        return [Event(d.time, d.label, d.score, 1000 * seconds) for d in found]
+        return [Event(d.time + self._lost_s, d.label, d.score, 1000 * seconds) for d in found]
 
     def close(self) -> None:
         """Give back what the session holds for it."""
-        self._stream.close()
+        self._held.close()
 
     def __enter__(self) -> "StreamSession":
         return self
