@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnngru_edge.models.spec import SILENCE, UNKNOWN, ModelSpec
+from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.decode import softmax
 from cnngru_edge.runtime.session import Array
 
@@ -22,7 +22,7 @@ class Detection:
 class Detector:
     """Turns the logits of a stream into detections, by the model's DecisionSpec.
 
-    A label is detected when the average of its probability is the largest and reaches the
+    A label is detected when the average of its probability is the largest and reaches its
     threshold; again only after it has fallen below the release, so that a word that the model holds
     on to is one detection. `unknown` and `silence` are none.
     """
@@ -30,10 +30,11 @@ class Detector:
     def __init__(self, spec: ModelSpec) -> None:
         self._labels, decision = spec.labels, spec.decision
         self._frame_s = spec.chunk_length / spec.features.sample_rate
-        self._threshold, self._release = decision.threshold, decision.release
+        self._thresholds = [decision.threshold_of(label) for label in spec.labels]
+        self._release = decision.release
         self._smoothing = max(round(decision.smoothing_s / self._frame_s), 1)
         self._refractory = round(decision.refractory_s / self._frame_s)
-        self._is_word = np.array([label not in {SILENCE, UNKNOWN} for label in spec.labels])
+        self._is_word = np.array([label in spec.words for label in spec.labels])
         self.reset()
 
     def reset(self) -> None:
@@ -54,7 +55,7 @@ class Detector:
             self._armed |= self._is_word & (average < self._release)
             best = int(average.argmax())
             score = float(average[best])
-            if self._armed[best] and score >= self._threshold and self._frames > self._next:
+            if self._armed[best] and score >= self._thresholds[best] and self._frames > self._next:
                 self._armed[best] = False
                 self._next = self._frames + self._refractory
                 found.append(Detection(self._frames * self._frame_s, self._labels[best], score))

@@ -1,9 +1,11 @@
 """ONNX files in ONNX Runtime."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import onnxruntime
 
 from cnngru_edge.models.errors import SessionError
@@ -12,8 +14,8 @@ from cnngru_edge.runtime.session import (
     TARGET_KEY,
     Array,
     Feed,
-    HostStreams,
     TensorInfo,
+    initial_state,
     spec_of,
 )
 
@@ -54,9 +56,9 @@ class OrtSession:
         if self.metadata.get(TARGET_KEY, "cpu") != "cpu":
             self.precision += " (simulated)"  # its Q/DQ pairs around operators in float
 
-    def streams(self, batch: int) -> HostStreams:
+    def streams(self, batch: int) -> "OrtStreams":
         """`batch` new streams, which begin with the initial state."""
-        return HostStreams(self, batch)
+        return OrtStreams(self, self._session, batch)
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """All outputs for a feed of all inputs, both by name."""
@@ -73,6 +75,68 @@ class OrtSession:
         traceback: TracebackType | None,
     ) -> None:
         del self._session
+
+
+class OrtStreams:
+    """Streams whose inputs and outputs are bound to memory that stays.
+
+    There are two buffers for each state, which a step reads and writes and the next one the other
+    way round: nothing is allocated in a step, and a state is never copied. At 128 units that is a
+    third of the time of a step.
+    """
+
+    def __init__(
+        self, session: OrtSession, runtime: onnxruntime.InferenceSession, batch: int
+    ) -> None:
+        self._runtime, self._spec, self._batch = runtime, session.spec, batch
+        first, second = initial_state(session.spec, batch), initial_state(session.spec, batch)
+        self._states = (first, second)
+        self._side = 0  # of the states that the next step starts from
+        self._audio = np.zeros((batch, 0), np.float32)
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """A copy of the states (N, ...) that the next chunk starts from, by input name."""
+        return {name: value.copy() for name, value in self._states[self._side].items()}
+
+    def advance(self, audio: Array) -> Array:
+        """Logits (N, T, C) of the next (N, S) samples of all of them."""
+        if audio.shape != self._audio.shape:
+            self._bind(audio.shape)
+        self._audio[...] = audio
+        try:
+            self._runtime.run_with_iobinding(self._bindings[self._side])
+        except Exception as e:  # its exceptions have no common base but this
+            reason = str(e).strip().splitlines()[-1]
+            raise SessionError(f"ONNX Runtime does not run this step ({reason})") from e
+        self._side = 1 - self._side
+        return self._logits.copy()
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Let these rows, or all, start anew."""
+        for value in self._states[self._side].values():
+            value[slice(None) if rows is None else list(rows)] = 0
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _bind(self, shape: tuple[int, ...]) -> None:
+        """Memory for audio (N, S) of this shape and its logits, and what reads and writes where."""
+        frames = shape[1] // self._spec.chunk_length
+        self._audio = np.zeros(shape, np.float32)
+        self._logits = np.zeros((self._batch, frames, len(self._spec.labels)), np.float32)
+        self._bindings = []
+        for side in (0, 1):
+            binding = self._runtime.io_binding()
+            now, then = self._states[side], self._states[1 - side]
+            inputs = {"audio": self._audio, **now}
+            outputs = {"logits": self._logits}
+            outputs |= {state.next_name: then[state.name] for state in self._spec.state}
+            for name, array in inputs.items():
+                binding.bind_input(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            for name, array in outputs.items():
+                binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            self._bindings.append(binding)
 
 
 def _infos(values: list[Any]) -> tuple[TensorInfo, ...]:

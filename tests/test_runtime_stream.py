@@ -3,7 +3,7 @@ import pytest
 
 from cnngru_edge.models.errors import SessionError
 from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.runtime.session import initial_state, open_session
 from cnngru_edge.runtime.stream import Stream, clip_logits
 
 
@@ -35,3 +35,36 @@ def test_a_session_for_one_stream_says_so(exported):
         pytest.raises(SessionError, match="is for 1 at a time, not for 8 streams"),
     ):
         Stream(session, batch=8)
+
+
+@pytest.mark.parametrize("name", ["model.fp32.onnx", "model.int8.onnx", "model.int8.chunk.onnx"])
+def test_a_stream_gives_what_runs_with_the_states_by_hand_give(exported, rng, name):
+    """Whose memory is bound once: lengths may change, and rows begin anew, all the same."""
+    with open_session(exported / name) as session, Stream(session) as stream:
+        fixed = session.max_samples is not None
+        state = initial_state(session.spec, 1)
+        for chunks in [1] * 5 if fixed else [1, 3, 3, 1, 2, 2]:
+            audio = rng.standard_normal((1, 320 * chunks)).astype(np.float32) / 10
+            expected = session.run({"audio": audio, **state})
+            state = {s.name: expected[s.next_name] for s in session.spec.state}
+            found = stream.push(audio)
+            np.testing.assert_array_equal(found, expected["logits"])
+            for key, value in stream.state.items():
+                np.testing.assert_array_equal(value, state[key])
+        again = found.copy()
+        stream.push(audio)
+        np.testing.assert_array_equal(found, again)  # what was given is not written over
+        stream.reset()
+        assert not any(value.any() for value in stream.state.values())
+
+
+def test_one_row_of_many_begins_anew(exported, rng):
+    audio = rng.standard_normal((3, 640)).astype(np.float32) / 10
+    with open_session(exported / "model.int8.onnx") as session, Stream(session, 3) as stream:
+        first = stream.push(audio)
+        stream.reset([1])
+        again = stream.push(audio)
+        with pytest.raises(SessionError, match="ONNX Runtime does not run this step"):
+            stream.push(audio[:2])
+    np.testing.assert_array_equal(again[1], first[1])
+    assert np.abs(again[0] - first[0]).max() > 0
