@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnngru_edge.export.compare import Comparison
+from cnngru_edge.export.streaming import StreamingComparison
 from cnngru_edge.export.targets import CPU, TENSORRT, TENSORRT_FP16
 from cnngru_edge.models.errors import AudioError
 from cnngru_edge.models.receipt import Coverage
@@ -32,6 +33,7 @@ ENGINES = {
 COVERAGE = "coverage.json"
 RANGES = "ranges.json"
 COMPARISON = "comparison.json"
+STREAMING = "streaming.json"
 
 
 @dataclass
@@ -40,6 +42,7 @@ class ExportReport:
 
     out: Path
     comparisons: dict[str, Comparison] = field(default_factory=dict)  # by the INT8 file's name
+    streaming: dict[str, StreamingComparison] = field(default_factory=dict)  # the same
     coverages: dict[str, Coverage] = field(default_factory=dict)
     parity: "list[Parity]" = field(default_factory=list)
     errors: list[AudioError] = field(default_factory=list)

@@ -427,6 +427,12 @@ def build(
     default="eval",
     help="Which recordings of the corpus.",
 )
+@click.option(
+    "--streaming",
+    is_flag=True,
+    help="Hear them as clips and as streams, cut and begun in several ways, after another clip and "
+    "alone; exit 1 also if a stream does not answer as its clip.",
+)
 @max_drop_option
 @as_json_option
 def compare(
@@ -435,19 +441,21 @@ def compare(
     data: Path | None,
     task: str | None,
     set_name: str,
+    streaming: bool,
     max_drop: float,
     as_json: bool,
 ) -> None:
     """Let two artefacts answer the same labelled recordings; exit 1 if CANDIDATE is worse."""
     from cnngru_edge.calibration.corpus import DEMO, read_corpus
-    from cnngru_edge.export.compare import compare as run_comparison
-    from cnngru_edge.export.compare import comparison_json
-    from cnngru_edge.export.summary import print_comparison
+    from cnngru_edge.export import compare as of_clips
+    from cnngru_edge.export import streaming as of_streams
+    from cnngru_edge.export import summary
 
     corpus = read_corpus(data or DEMO, task)
     clips = corpus.clips if set_name == "all" else corpus.of(set_name)
     with progress_bars() as bar:
         advance = advance_of(bar)
+        run_comparison = of_streams.compare_streaming if streaming else of_clips.compare
         comparison, errors = run_comparison(
             reference,
             candidate,
@@ -455,13 +463,81 @@ def compare(
             max_drop=max_drop,
             progress=lambda n: advance("compare", n, len(clips)),
         )
-    if as_json:
-        click.echo(comparison_json(comparison))
+    if isinstance(comparison, of_streams.StreamingComparison):
+        if as_json:
+            click.echo(of_streams.streaming_json(comparison))
+        else:
+            summary.print_streaming(comparison, Console(markup=False))
+    elif as_json:
+        click.echo(of_clips.comparison_json(comparison))
     else:
-        print_comparison(comparison, Console(markup=False))
+        summary.print_comparison(comparison, Console(markup=False))
     report_skipped(errors)
     if not comparison.passed:
         sys.exit(1)
+
+
+@main.command()
+@click.argument("checkpoint", type=FILE)
+@click.option("--engine", type=FILE, required=True, help="Its INT8 artefact, which is to decide.")
+@click.option("--data", type=FILE, required=True, help="Folder per label, or manifest.csv.")
+@task_option
+@click.option(
+    "--background",
+    type=FILE,
+    multiple=True,
+    help="Folder of speech and noise without any of the words; may be given several times.",
+)
+@click.option(
+    "--false-accepts-per-hour",
+    type=click.FloatRange(0),
+    default=1.0,
+    help="The most detections of what was not said.",
+)
+@click.option(
+    "--hours",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=1.0,
+    help="Words in a row to listen to, about; the background comes on top.",
+)
+@click.option("--seed", type=int, default=0, help="The same seed gives the same decision.")
+@click.option("--out", type=FILE, required=True, help="Checkpoint to write (.safetensors).")
+def tune(
+    checkpoint: Path,
+    engine: Path,
+    data: Path,
+    task: str | None,
+    background: tuple[Path, ...],
+    out: Path,
+    **options: Any,
+) -> None:
+    """Choose when a stream of a CHECKPOINT makes an event, and write that into its spec.
+
+    What `export` makes of the new checkpoint carries it; the weights stay as they are.
+    """
+    from cnngru_edge.calibration.corpus import read_corpus
+    from cnngru_edge.export.tune import TuneConfig, background_clips
+    from cnngru_edge.export.tune import tune as run_tuning
+    from cnngru_edge.models.checkpoint import load_checkpoint, save_checkpoint
+
+    model = load_checkpoint(checkpoint)
+    corpus = read_corpus(data, task)
+    clips = [clip for folder in background for clip in background_clips(folder)]
+    with progress_bars() as bar:
+        advance = advance_of(bar)
+        tuned, errors = run_tuning(
+            model.spec,
+            engine,
+            corpus,
+            clips,
+            TuneConfig(**options),
+            lambda done, total: advance("tune", done, total),
+        )
+    model.spec = replace(model.spec, decision=tuned.decision)
+    save_checkpoint(model, out)
+    click.echo(tuned.summary)
+    click.echo(f"{out}: {tuned.decision.summary}")
+    report_skipped(errors)
 
 
 @main.command()

@@ -44,18 +44,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`equal`: no more was lost than `max_drop`; `worse`: more, and not by chance.
-
-        `not enough data`: more, but of so few clips that a candidate which really loses `max_drop`
-        would often do so too (exact binomial test, one-sided, 5 %).
-        """
-        lost = round(-self.delta / 100 * self.clips)
-        if lost <= self.max_drop / 100 * self.clips:
-            return "equal"
-        from scipy.stats import binom  # not on a device, which can compare all the same
-
-        chance = binom.sf(lost - 1, self.clips, self.max_drop / 100)
-        return "not enough data" if chance > _SIGNIFICANCE else "worse"
+        """`equal`, `worse` or `not enough data`: see `drop_verdict`."""
+        return drop_verdict(round(-self.delta / 100 * self.clips), self.clips, self.max_drop)
 
     @property
     def passed(self) -> bool:
@@ -80,11 +70,7 @@ def compare(
     answers: list[tuple[str, str, str]] = []  # true, reference, candidate
     paths, errors = [], []
     with open_session(reference) as a, open_session(candidate) as b:
-        if a.spec.labels != b.spec.labels:
-            raise SessionError(
-                f"{candidate}: labels are {', '.join(b.spec.labels)}; those of {reference} are "
-                f"{', '.join(a.spec.labels)}"
-            )
+        check_labels(reference, candidate, a, b)
         truth = match_labels(clips, a.spec.labels)
         for clip in clips:
             try:
@@ -109,6 +95,29 @@ def compare(
         flips=flips,
         max_drop=max_drop,
     ), errors
+
+
+def drop_verdict(lost: int, clips: int, max_drop: float) -> str:
+    """`equal`: no more was lost than `max_drop`; `worse`: more, and not by chance.
+
+    `not enough data`: more, but of so few clips that a candidate which really loses `max_drop`
+    would often do so too (exact binomial test, one-sided, 5 %).
+    """
+    if lost <= max_drop / 100 * clips:
+        return "equal"
+    from scipy.stats import binom  # not on a device, which can compare all the same
+
+    chance = binom.sf(lost - 1, clips, max_drop / 100)
+    return "not enough data" if chance > _SIGNIFICANCE else "worse"
+
+
+def check_labels(reference: Path, candidate: Path, a: Session, b: Session) -> None:
+    """Refuse two models whose labels are not the same, in the same order."""
+    if a.spec.labels != b.spec.labels:
+        raise SessionError(
+            f"{candidate}: labels are {', '.join(b.spec.labels)}; those of {reference} are "
+            f"{', '.join(a.spec.labels)}"
+        )
 
 
 def comparison_json(comparison: Comparison) -> str:

@@ -17,6 +17,7 @@ from cnngru_edge.export.artefacts import (
     INT8,
     INT8_FORMS,
     RANGES,
+    STREAMING,
     TORCHSCRIPT,
     ExportReport,
 )
@@ -26,7 +27,13 @@ from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.onnx_export import export_onnx
 from cnngru_edge.export.parity import Parity, check_parity
 from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.targets import MIN_COVERAGE
+from cnngru_edge.export.streaming import (
+    StreamingComparison,
+    StreamingConfig,
+    compare_streaming,
+    streaming_fields,
+)
+from cnngru_edge.export.targets import CPU, MIN_COVERAGE
 from cnngru_edge.export.torchscript import export_torchscript
 from cnngru_edge.export.trt_builder import BuildConfig, can_build, target_of
 from cnngru_edge.models.atomic import staged, write_file
@@ -38,6 +45,9 @@ from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.audio import Samples, read_audio
 
 _PARITY_CLIPS = 8
+_STREAMED_CLIPS = 48
+_STREAMED = StreamingConfig(chunks_ms=(20, 160), offsets_ms=(7.3125,))
+"""`compare --streaming` in short: an offset of an odd number of samples, 117 at 16 kHz."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps newly done and the steps in all."""
@@ -119,6 +129,21 @@ def export(
                         "--max-drop accepts more"
                     )
             report.errors += errors  # the same clips each time
+        with _timed(report, "stream"):
+            streamed = evaluation[:: -(-len(evaluation) // _STREAMED_CLIPS)]
+            forms = [name for name, (target, _) in INT8_FORMS.items() if target == CPU]
+            for name in forms:
+                report.streaming[name], _ = compare_streaming(
+                    stage / FLOAT,
+                    stage / name,
+                    streamed,
+                    _STREAMED,
+                    max_drop=max_drop,
+                    progress=lambda n: progress("stream", n, len(streamed) * len(forms)),
+                )
+                _check_streaming(name, report.streaming[name])
+        streams = {name: streaming_fields(found) for name, found in report.streaming.items()}
+        write_file(stage / STREAMING, f"{json.dumps(streams, indent=1)}\n".encode())
         write_file(stage / COMPARISON, f"{comparison_json(report.comparisons[INT8])}\n".encode())
         receipts = {name: receipt.to_json() for name, receipt in report.coverages.items()}
         write_file(stage / COVERAGE, f"{json.dumps(receipts, indent=1)}\n".encode())
@@ -126,6 +151,17 @@ def export(
         # One of an earlier export was built from other graphs.
         remove_engine(out / name)
     return report
+
+
+def _check_streaming(name: str, found: StreamingComparison) -> None:
+    """Refuse a model that does not answer as a stream what it answers to a clip."""
+    if found.passed:
+        return
+    first, *others = [*found.differences, *found.losses]
+    more = f", and {len(others)} more ways to hear them" if others else ""
+    raise ExportError(
+        f"{name}: as a stream it does not answer as it should: {first}{more}; nothing was written"
+    )
 
 
 def _receipts(stage: Path, min_coverage: float, notes: list[str]) -> dict[str, Coverage]:

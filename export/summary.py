@@ -16,8 +16,10 @@ from cnngru_edge.export.artefacts import (
     ExportReport,
 )
 from cnngru_edge.export.compare import Comparison
+from cnngru_edge.export.streaming import CANDIDATE, CARRIED, REFERENCE, Row, StreamingComparison
 
 _FLIPS_SHOWN = 10
+_FAILURES_SHOWN = 5
 
 
 def print_summary(report: ExportReport, console: Console) -> None:
@@ -42,6 +44,10 @@ def print_summary(report: ExportReport, console: Console) -> None:
     console.print(table)
     comparison = comparisons[INT8]
     print_comparison(comparison, console)
+    for name, streaming in report.streaming.items():
+        console.print(
+            f"{name} as a stream: {_stream_line(streaming)}", highlight=False, soft_wrap=True
+        )
     if not built:
         console.print(
             "no engine, and no proof that the TensorRT graphs are INT8: no builder for them here "
@@ -72,6 +78,53 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(table)
     if len(comparison.flips) > _FLIPS_SHOWN:
         console.print(f"and {len(comparison.flips) - _FLIPS_SHOWN} more; --json lists them all")
+
+
+def print_streaming(comparison: StreamingComparison, console: Console) -> None:
+    """A row for each way to cut the clips, over all offsets; the verdict, and what fails."""
+    table = Table(
+        "model", "chunks", "state", "accuracy", "agrees", "to clip", "to float", highlight=False
+    )
+    ways: dict[tuple[str, str, str], list[Row]] = {}
+    for row in comparison.rows:
+        chunks = "clip" if row.chunk_ms is None else f"{row.chunk_ms:g} ms"
+        ways.setdefault((row.model, chunks, row.state), []).append(row)
+    for way, rows in ways.items():
+        right = sorted(row.accuracy for row in rows)
+        table.add_row(
+            *way,
+            "-".join(dict.fromkeys(f"{100 * share:.2f}" for share in (right[0], right[-1]))) + "%",
+            f"{min(row.agreement for row in rows):.2%}",
+            f"{max(row.max_abs_clip_error for row in rows):.2g}",
+            f"{max(row.max_abs_error for row in rows):.2g}",
+        )
+    console.print(table)
+    offsets = dict.fromkeys(f"{row.offset_ms:g}" for row in comparison.rows)
+    console.print(
+        f"offsets {', '.join(offsets)} ms: the range of the accuracy, the least agreement with the "
+        "reference's clip, the largest difference of a logit to the model's own clip and to the "
+        "reference's",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(_stream_line(comparison), highlight=False, soft_wrap=True)
+    failures = [*comparison.differences, *comparison.losses]
+    for failure in failures[:_FAILURES_SHOWN]:
+        console.print(failure, highlight=False, soft_wrap=True)
+    if len(failures) > _FAILURES_SHOWN:
+        console.print(f"and {len(failures) - _FAILURES_SHOWN} more; --json lists them all")
+
+
+def _stream_line(comparison: StreamingComparison) -> str:
+    streams = [row for row in comparison.rows if row.model == CANDIDATE]
+    largest = max(row.max_abs_clip_error for row in streams)
+    carried = min(row.accuracy for row in streams if row.state == CARRIED)
+    loss = comparison.context_loss
+    return (
+        f"{comparison.clips} clips: stream and clip {largest:.2g} apart, at least {carried:.2%} "
+        f"right after another clip, which loses {loss[CANDIDATE]:.2f} points at most (float "
+        f"{loss[REFERENCE]:.2f}): {comparison.verdict}"
+    )
 
 
 def print_inspection(found: dict[str, Any], console: Console) -> None:

@@ -106,18 +106,36 @@ class DecisionSpec:
 
     smoothing_s: float = 0.2  # over which each label's probability is averaged
     threshold: float = 0.9  # that the average has to reach
+    thresholds: tuple[tuple[str, float], ...] = ()  # (label, its own), for labels that need another
     release: float = 0.4  # below which it has to fall before the same label can be an event again
     refractory_s: float = 0.5  # after an event, in which there is no other
 
     def __post_init__(self) -> None:
         """Refuse what can make no events, or one at every frame."""
-        if not 0 < self.release <= self.threshold <= 1:
-            raise SpecError(
-                f"decision: need 0 < release <= threshold <= 1, got {self.release}, "
-                f"{self.threshold}"
-            )
+        for label, threshold in (("threshold", self.threshold), *self.thresholds):
+            if not 0 < self.release <= threshold <= 1:
+                raise SpecError(
+                    f"decision: need 0 < release <= threshold <= 1, got release {self.release}, "
+                    f"{label} {threshold}"
+                )
+        named = [label for label, _ in self.thresholds]
+        if len(set(named)) != len(named):
+            raise SpecError(f"decision: a label has two thresholds, got {named}")
         if not (0 <= self.smoothing_s <= 10 and 0 <= self.refractory_s <= 10):
             raise SpecError("decision: smoothing_s and refractory_s are 0 to 10 seconds")
+
+    def threshold_of(self, label: str) -> float:
+        """What the average of this label's probability has to reach."""
+        return dict(self.thresholds).get(label, self.threshold)
+
+    @property
+    def summary(self) -> str:
+        """In words."""
+        own = "".join(f", {label} {threshold:g}" for label, threshold in self.thresholds)
+        return (
+            f"smoothing {self.smoothing_s:g} s, threshold {self.threshold:g}{own}, release "
+            f"{self.release:g}, refractory {self.refractory_s:g} s"
+        )
 
 
 MAX_LAYERS = 64
@@ -150,6 +168,17 @@ class ModelSpec:
             raise SpecError("a CNN-GRU needs at least one convolution, GRU layer and hidden unit")
         if self.num_layers > MAX_LAYERS:
             raise SpecError(f"num_layers: at most {MAX_LAYERS}, got {self.num_layers}")
+        named = {label for label, _ in self.decision.thresholds}
+        if strange := sorted(named - set(self.words)):
+            raise SpecError(
+                f"decision: thresholds for {', '.join(strange)}, and the words of this model are "
+                f"{', '.join(self.words)}"
+            )
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The labels that can be events: all but `unknown` and `silence`."""
+        return tuple(label for label in self.labels if label not in {SILENCE, UNKNOWN})
 
     @property
     def chunk_length(self) -> int:
@@ -218,7 +247,7 @@ class ModelSpec:
                     "labels": tuple(raw["labels"]),
                     "features": FeatureSpec(**_only(FeatureSpec, raw["features"])),
                     "convs": tuple(_conv(conv) for conv in raw["convs"]),
-                    "decision": DecisionSpec(**_only(DecisionSpec, raw.get("decision", {}))),
+                    "decision": _decision(raw.get("decision", {})),
                 }
             )
         except (KeyError, TypeError, ValueError) as e:
@@ -236,3 +265,9 @@ def _only(cls: type, raw: dict[str, Any]) -> dict[str, Any]:
 def _conv(raw: dict[str, Any]) -> ConvSpec:
     pairs = {k: tuple(raw[k]) for k in ("kernel_size", "stride")}
     return ConvSpec(**_only(ConvSpec, raw) | pairs)
+
+
+def _decision(raw: dict[str, Any]) -> DecisionSpec:
+    raw = dict(raw)
+    thresholds = tuple((str(label), float(value)) for label, value in raw.get("thresholds", ()))
+    return DecisionSpec(**_only(DecisionSpec, raw) | {"thresholds": thresholds})

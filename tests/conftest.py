@@ -31,7 +31,7 @@ NO_SPEC = (
 )
 UNREADABLE = r"not readable as audio \(.+\); WAV, FLAC and Ogg are"
 
-_BAR = re.compile(r"(trace|calibrate|quantize|build|compare) +[━╸╺ ]* +\d+/\d+ .*\n")
+_BAR = re.compile(r"(trace|calibrate|quantize|build|compare|stream) +[━╸╺ ]* +\d+/\d+ .*\n")
 
 
 def pytest_addoption(parser):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,16 @@ def test_nothing_is_sure_in_the_first_frames():
     assert detector().push(frames(("yes", 0.1))) == []
 
 
+def test_a_label_may_have_a_threshold_of_its_own():
+    said = [("silence", 1), ("yes", 0.6), ("silence", 1), ("no", 0.6), ("silence", 1)]
+    assert labels(detector().push(frames(*said))) == ["yes", "no"]
+    assert labels(detector(thresholds=(("yes", 0.99),)).push(frames(*said))) == ["no"]
+    own = detector(threshold=0.99, thresholds=(("yes", 0.5),))
+    (found,) = own.push(frames(*said))
+    assert found.label == "yes"
+    assert 0.5 <= found.score < 0.6  # as soon as it is there
+
+
 def test_however_the_frames_come_the_detections_are_the_same():
     logits = frames(("silence", 0.5), ("yes", 0.5), ("unknown", 0.5), ("no", 0.5), ("silence", 1))
     whole, other = detector(), detector()
@@ -87,6 +99,10 @@ def test_a_reset_begins_at_zero():
         {"release": 0},
         {"smoothing_s": -1},
         {"refractory_s": 1e9},
+        {"thresholds": (("yes", 1.1),)},
+        {"thresholds": (("yes", 0.3),)},  # below the release
+        {"thresholds": (("yes", float("nan")),)},
+        {"thresholds": (("yes", 0.9), ("yes", 0.8))},
     ],
 )
 def test_a_decision_that_cannot_be_is_refused(change):
@@ -100,3 +116,31 @@ def test_a_spec_carries_its_decision():
     older = spec.to_json().replace('"decision"', '"x"')
     with pytest.raises(SpecError, match="unknown ModelSpec fields"):
         ModelSpec.from_json(older)
+
+
+def test_a_spec_carries_the_thresholds_of_its_labels():
+    decision = DecisionSpec(thresholds=(("yes", 0.8), ("no", 0.95)))
+    spec = ModelSpec(LABELS, decision=decision)
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    assert [decision.threshold_of(label) for label in spec.labels] == [0.9, 0.9, 0.8, 0.95]
+    assert hash(spec)
+
+
+def test_a_spec_of_before_has_one_threshold():
+    spec = ModelSpec(LABELS)
+    older = json.loads(spec.to_json())
+    del older["decision"]["thresholds"]
+    assert ModelSpec.from_json(json.dumps(older)) == spec
+
+
+@pytest.mark.parametrize("label", ["maybe", "unknown", "silence"])
+def test_a_threshold_is_for_a_word_of_the_model(label):
+    with pytest.raises(SpecError, match=f"thresholds for {label}, .* words .* are yes, no"):
+        ModelSpec(LABELS, decision=DecisionSpec(thresholds=((label, 0.9),)))
+
+
+@pytest.mark.parametrize("decision", [5, [1], {"thresholds": 5}, {"thresholds": [["yes"]]}])
+def test_a_damaged_decision_is_refused(decision):
+    text = json.dumps(json.loads(ModelSpec(LABELS).to_json()) | {"decision": decision})
+    with pytest.raises(SpecError, match="model spec: "):
+        ModelSpec.from_json(text)

@@ -1,0 +1,388 @@
+"""A stream against its clip, float and INT8: any cut, any beginning, after another word or not."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cnngru_edge.calibration.corpus import Clip, match_labels
+from cnngru_edge.export.compare import MAX_DROP, check_labels, drop_verdict
+from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
+from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.runtime.audio import Samples, read_audio
+from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.session import Array, Session, open_session
+from cnngru_edge.runtime.stream import Stream, fixed_length, flushed
+
+FLOAT_TOLERANCE = 1e-4
+"""Largest difference of a logit between stream and clip in float."""
+INT8_TOLERANCE = 0.05
+"""The same in INT8: a few steps of one hidden unit, of which one moves a logit by up to 0.008.
+
+ONNX Runtime on x86 needs none of it: whatever the cut, the bits are the same. Where a kernel adds
+in another order for another shape, as it does for another batch, the hidden state changes by
+1e-6, and now and then one that lay at the edge of an INT8 step falls on the other side of it.
+"""
+REFERENCE, CANDIDATE = "reference", "candidate"
+FRESH, CARRIED = "fresh", "carried"
+
+_ROWS = 48  # clips at a time, side by side where a session takes so many
+_SEED = 0  # of the order in which the clips come
+
+
+@dataclass(frozen=True)
+class StreamingConfig:
+    """How the clips are heard; times in milliseconds."""
+
+    chunks_ms: tuple[float, ...] = (20, 40, 80, 160)
+    offsets_ms: tuple[float, ...] = (0, 5, 10, 15)  # of silence before a clip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way for one model to hear all the clips."""
+
+    model: str  # REFERENCE or CANDIDATE
+    chunk_ms: float | None  # None: the whole clip in one push
+    offset_ms: float
+    state: str  # FRESH, or CARRIED: after another clip, without a reset
+    right: int  # clips
+    accuracy: float
+    agreement: float  # share of the clips with the label of the reference's clip
+    max_abs_error: float  # of a logit, to the reference's clip; offset and state as here
+    max_abs_clip_error: float  # of a logit, to this model's own clip
+
+    def __str__(self) -> str:
+        heard = "clip" if self.chunk_ms is None else f"stream of {self.chunk_ms:g} ms chunks"
+        return f"{self.model} {heard}, offset {self.offset_ms:g} ms, {self.state} state"
+
+
+@dataclass(frozen=True)
+class StreamingComparison:
+    """Every way for both models to hear the same clips."""
+
+    clips: int
+    rows: tuple[Row, ...]
+    max_drop: float
+    reference_tolerance: float
+    candidate_tolerance: float
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """The streams that do not answer as their clip, a line each."""
+        allowed = {REFERENCE: self.reference_tolerance, CANDIDATE: self.candidate_tolerance}
+        return tuple(
+            f"{row}: logits differ from those of the clip by up to {row.max_abs_clip_error:.2g}, "
+            f"allowed are {allowed[row.model]:g}"
+            for row in self.rows
+            if row.max_abs_clip_error > allowed[row.model]
+        )
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Where the candidate answers fewer clips right than `max_drop` allows, a line each."""
+        return tuple(line for line, verdict in self._drops() if verdict == "worse")
+
+    @property
+    def context_loss(self) -> dict[str, float]:
+        """Percentage points lost by a clip that comes after another, by model; the worst row."""
+        return {
+            model: max(
+                100 * (self._fresh(row).right - row.right) / self.clips
+                for row in self.rows
+                if row.model == model and row.state == CARRIED
+            )
+            for model in (REFERENCE, CANDIDATE)
+        }
+
+    @property
+    def verdict(self) -> str:
+        """`equal`, `different` (a stream from its clip), `worse` or `not enough data`.
+
+        The last two as in a Comparison.
+        """
+        if self.differences:
+            return "different"
+        verdicts = {verdict for _, verdict in self._drops()}
+        return next((v for v in ("worse", "not enough data") if v in verdicts), "equal")
+
+    @property
+    def passed(self) -> bool:
+        """Whether each stream equals its clip and the candidate is not shown to be worse."""
+        return self.verdict not in ("different", "worse")
+
+    def _drops(self) -> Iterator[tuple[str, str]]:
+        """Each loss of the candidate, in words, and its verdict."""
+        for row in self.rows:
+            if row.model != CANDIDATE:
+                continue
+            clip = self._clip(REFERENCE, row.offset_ms, row.state)
+            lost = clip.right - row.right
+            yield (
+                f"{row}: {row.accuracy:.2%} right, the reference's clip {clip.accuracy:.2%}; "
+                f"allowed are {self.max_drop:g} points less",
+                drop_verdict(lost, self.clips, self.max_drop),
+            )
+            if row.state == CARRIED:
+                by_context = self._fresh(row).right - row.right
+                of_reference = self._fresh(clip).right - clip.right
+                yield (
+                    f"{row}: {100 * by_context / self.clips:.2f} points lost after another clip, "
+                    f"by the reference {100 * of_reference / self.clips:.2f}; allowed are "
+                    f"{self.max_drop:g} more",
+                    drop_verdict(by_context - of_reference, self.clips, self.max_drop),
+                )
+
+    def _clip(self, model: str, offset_ms: float, state: str) -> Row:
+        return self._row(model, None, offset_ms, state)
+
+    def _fresh(self, row: Row) -> Row:
+        return self._row(row.model, row.chunk_ms, row.offset_ms, FRESH)
+
+    def _row(self, *key: str | float | None) -> Row:
+        return next(r for r in self.rows if (r.model, r.chunk_ms, r.offset_ms, r.state) == key)
+
+
+def compare_streaming(
+    reference: Path,
+    candidate: Path,
+    clips: Sequence[Clip],
+    config: StreamingConfig | None = None,
+    *,
+    max_drop: float = MAX_DROP,
+    progress: Callable[[int], None] = lambda clips: None,
+) -> tuple[StreamingComparison, list[AudioError]]:
+    """Let both hear every clip in every way; the comparison, and the recordings left out.
+
+    A session of one length takes the chunks that are a multiple of it.
+
+    Raises:
+        SessionError: an artefact cannot be opened or answers NaN, or the two do not fit together.
+        CorpusError: no clip can be used, or one has a label that the models do not know.
+    """
+    with open_session(reference) as a, open_session(candidate) as b:
+        check_labels(reference, candidate, a, b)
+        if (a.spec.features, a.spec.chunk_length) != (b.spec.features, b.spec.chunk_length):
+            raise SessionError(
+                f"{candidate}: features or the length of a frame are not those of {reference}; "
+                "only forms of one model have the same logits"
+            )
+        return compare_sessions(a, b, clips, config, max_drop=max_drop, progress=progress)
+
+
+def compare_sessions(
+    reference: Session,
+    candidate: Session,
+    clips: Sequence[Clip],
+    config: StreamingConfig | None = None,
+    *,
+    max_drop: float = MAX_DROP,
+    progress: Callable[[int], None] = lambda clips: None,
+) -> tuple[StreamingComparison, list[AudioError]]:
+    """`compare_streaming` of two artefacts that are open."""
+    config = config or StreamingConfig()
+    truth = match_labels(clips, reference.spec.labels)
+    errors: list[AudioError] = []
+    tallies: dict[tuple[str, float | None, float, str], _Tally] = {}
+    count = 0
+    rows = min(_ROWS, max(len(clips), 1))
+    with (
+        _Listener(REFERENCE, reference, rows) as a,
+        _Listener(CANDIDATE, candidate, rows) as b,
+        ThreadPoolExecutor(1) as worker,
+    ):
+        for batch in _batches(clips, reference.spec, errors, progress):
+            count += len(batch)
+            true = [truth[heard.clip.path] for heard in batch]
+            for offset_ms in config.offsets_ms:
+                for state in (FRESH, CARRIED):
+                    audio = [heard.audio(reference.spec, offset_ms, state) for heard in batch]
+                    theirs = worker.submit(a.listen_all, audio, config)
+                    heard_by = {CANDIDATE: b.listen_all(audio, config), REFERENCE: theirs.result()}
+                    float_clip = heard_by[REFERENCE][None]
+                    expected = _labels(reference.spec, float_clip)
+                    for model, ways in heard_by.items():
+                        for chunk_ms, logits in ways.items():
+                            said = _labels(reference.spec, logits)
+                            tally = tallies.setdefault(
+                                (model, chunk_ms, offset_ms, state), _Tally()
+                            )
+                            tally.right += _matches(said, true)
+                            tally.agreed += _matches(said, expected)
+                            tally.error = max(tally.error, _largest(logits, float_clip))
+                            tally.clip_error = max(tally.clip_error, _largest(logits, ways[None]))
+    if not count:
+        raise CorpusError("no recordings to compare on: none of the set can be read")
+    return StreamingComparison(
+        clips=count,
+        rows=tuple(
+            Row(*key, t.right, t.right / count, t.agreed / count, t.error, t.clip_error)
+            for key, t in sorted(tallies.items(), key=_row_order)
+        ),
+        max_drop=max_drop,
+        reference_tolerance=tolerance(reference),
+        candidate_tolerance=tolerance(candidate),
+    ), errors
+
+
+def tolerance(session: Session) -> float:
+    """By how much the logits of a stream may differ from those of the clip."""
+    return FLOAT_TOLERANCE if session.precision.startswith("fp32") else INT8_TOLERANCE
+
+
+def streaming_json(comparison: StreamingComparison) -> str:
+    """A comparison as the one JSON object that `compare --streaming --json` prints."""
+    return json.dumps(streaming_fields(comparison), indent=1)
+
+
+def streaming_fields(comparison: StreamingComparison) -> dict[str, object]:
+    """A comparison and what follows from it, for JSON."""
+    return {
+        "verdict": comparison.verdict,
+        "passed": comparison.passed,
+        "failures": [*comparison.differences, *comparison.losses],
+        "context_loss": comparison.context_loss,
+    } | asdict(comparison)
+
+
+@dataclass
+class _Tally:
+    right: int = 0
+    agreed: int = 0
+    error: float = 0.0
+    clip_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """A clip, and what is heard before it if the state is carried."""
+
+    clip: Clip
+    samples: Samples
+    before: Samples
+
+    def audio(self, spec: ModelSpec, offset_ms: float, state: str) -> tuple[Samples, int]:
+        """All samples, whole frames of them, and the number of frames before the clip's."""
+        silence = np.zeros(round(offset_ms / 1000 * spec.features.sample_rate), np.float32)
+        clip = flushed(spec, np.concatenate([silence, self.samples]))
+        if state == FRESH:
+            return clip, 0
+        before = flushed(spec, self.before)
+        return np.concatenate([before, clip]), len(before) // spec.chunk_length
+
+
+class _Listener:
+    """One session with its streams, which are reset before each hearing."""
+
+    def __init__(self, name: str, session: Session, rows: int) -> None:
+        fixed = session.inputs[0].shape[0]
+        most = session.max_batch or rows
+        self.name, self.session = name, session
+        self._rows = fixed if isinstance(fixed, int) else min(rows, most)
+        self._stream = Stream(session, self._rows)
+
+    def listen_all(
+        self, audio: Sequence[tuple[Samples, int]], config: StreamingConfig
+    ) -> dict[float | None, list[Array]]:
+        """The clips in one push, by None, and as streams by the length of their chunks."""
+        return {ms: self.listen(audio, ms) for ms in (None, *_chunks_ms(self.session, config))}
+
+    def listen(
+        self, audio: Sequence[tuple[Samples, int]], chunk_ms: float | None = None
+    ) -> list[Array]:
+        """Logits (T, C) of each clip, without those of what comes before it."""
+        found: list[Array] = []
+        for start in range(0, len(audio), self._rows):
+            found += self._listen(audio[start : start + self._rows], chunk_ms)
+        return found
+
+    def _listen(self, audio: Sequence[tuple[Samples, int]], chunk_ms: float | None) -> list[Array]:
+        spec = self.session.spec
+        unit = fixed_length(self.session) or spec.chunk_length
+        longest = max(len(samples) for samples, _ in audio)
+        size = -(-longest // unit) * unit
+        if chunk_ms is not None:
+            size = round(chunk_ms / 1000 * spec.features.sample_rate)
+        # The rows to the end of the batch are silent: their number changes how kernels round.
+        batch = np.zeros((self._rows, -(-longest // size) * size), np.float32)
+        for row, (samples, _) in zip(batch, audio, strict=False):
+            row[: len(samples)] = samples
+        self._stream.reset()
+        pieces = [
+            # A session may give out the same memory each time.
+            self._stream.push(np.ascontiguousarray(batch[:, i : i + size])).copy()
+            for i in range(0, batch.shape[1], size)
+        ]
+        logits = np.concatenate(pieces, axis=1)
+        if not np.isfinite(logits).all():
+            raise SessionError(f"the {self.name} answers NaN; its file is damaged, export it again")
+        return [
+            logits[i, skipped : len(samples) // spec.chunk_length]
+            for i, (samples, skipped) in enumerate(audio)
+        ]
+
+    def __enter__(self) -> "_Listener":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stream.close()
+
+
+def _batches(
+    clips: Sequence[Clip],
+    spec: ModelSpec,
+    errors: list[AudioError],
+    progress: Callable[[int], None],
+) -> Iterator[list[_Heard]]:
+    """The clips that can be read, in random order: each is heard after the one before it."""
+    order = np.random.default_rng(_SEED).permutation(len(clips))
+    before: Samples | None = None
+    for start in range(0, len(clips), _ROWS):
+        read: list[tuple[Clip, Samples]] = []
+        numbers = order[start : start + _ROWS]
+        for i in numbers:
+            try:
+                read.append(
+                    (clips[i], read_audio(clips[i].path, spec.features.sample_rate).samples)
+                )
+            except AudioError as e:
+                errors.append(e)
+        if read:
+            # None comes before the first: it is heard after the last of its batch.
+            befores = [read[-1][1] if before is None else before, *(s for _, s in read[:-1])]
+            before = read[-1][1]
+            yield [_Heard(c, s, b) for (c, s), b in zip(read, befores, strict=True)]
+        progress(len(numbers))
+
+
+def _chunks_ms(session: Session, config: StreamingConfig) -> tuple[float, ...]:
+    """The chunks that a session takes, or its own where it takes none of them."""
+    rate = session.spec.features.sample_rate
+    unit = fixed_length(session) or session.spec.chunk_length
+    fitting = tuple(
+        ms
+        for ms in config.chunks_ms
+        if math.isclose(ms * rate / 1000, size := round(ms * rate / 1000)) and size % unit == 0
+    )
+    return fitting or (1000 * unit / rate,)
+
+
+def _row_order(item: tuple[tuple[str, float | None, float, str], _Tally]) -> tuple[object, ...]:
+    model, chunk_ms, offset_ms, state = item[0]
+    return model == CANDIDATE, state == CARRIED, chunk_ms or 0, offset_ms
+
+
+def _labels(spec: ModelSpec, logits: Sequence[Array]) -> list[str]:
+    return [spec.labels[int(clip_scores(spec, clip).argmax())] for clip in logits]
+
+
+def _matches(said: Sequence[str], expected: Sequence[str]) -> int:
+    return sum(a == b for a, b in zip(said, expected, strict=True))
+
+
+def _largest(logits: Sequence[Array], expected: Sequence[Array]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(logits, expected, strict=True))
