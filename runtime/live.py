@@ -106,7 +106,11 @@ class StreamSession:
         logits = self._stream.push(audio[None, :whole].astype(np.float32))[0]
         found = self._detector.push(logits)
         self.compute_s += (seconds := time.perf_counter() - start)
-        return [Event(d.time + self._lost_s, d.label, d.score, 1000 * seconds) for d in found]
+        latency_ms = round(1000 * seconds, 3)
+        return [
+            Event(round(d.time + self._lost_s, 3), d.label, round(d.score, 4), latency_ms)
+            for d in found
+        ]
 
     def close(self) -> None:
         """Give back what the session holds for it."""
