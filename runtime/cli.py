@@ -66,6 +66,8 @@ def run(
     audio: tuple[Path, ...],
 ) -> None:
     """Say what is said in AUDIO files: label, score and latency of each."""
+    if device and not (is_stream and str(audio[0]) == "mic"):
+        raise click.UsageError("--device is for --stream mic")
     if is_stream:
         if len(audio) != 1 or reference:
             raise click.UsageError("--stream takes one AUDIO and no --reference")

@@ -1,7 +1,6 @@
 """Audio through a session with the state carried, in chunks of any length."""
 
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 
@@ -66,12 +65,7 @@ class Stream:
     def __enter__(self) -> "Stream":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -2,7 +2,6 @@
 
 import warnings
 from pathlib import Path
-from types import TracebackType
 
 from cnngru_edge.models.errors import BackendMissing, SessionError
 from cnngru_edge.models.spec import METADATA_KEY, StateSpec
@@ -70,10 +69,5 @@ class TorchSession:
     def __enter__(self) -> "TorchSession":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         del self._module

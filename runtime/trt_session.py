@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -110,14 +109,9 @@ class TrtSession:
     def __enter__(self) -> "TrtSession":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         # On a device that has failed every call fails: what failed first is to be told.
-        with suppress(*([CudaError] if value is not None else [])), ExitStack() as held:
+        with suppress(*([CudaError] if any(error) else [])), ExitStack() as held:
             held.callback(self.cuda.destroy_stream, self.stream)
             for streams in self._streams:
                 held.callback(streams.free)

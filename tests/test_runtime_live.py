@@ -261,6 +261,7 @@ def test_an_empty_pipe_has_no_words(exported):
         (["none.wav"], 1, "none.wav: no such file"),
         (["a.wav", "b.wav"], 2, "--stream takes one AUDIO and no --reference"),
         ([os.devnull], 1, "no such file"),
+        (["a.wav", "--device", "1"], 2, "--device is for --stream mic"),
     ],
 )
 def test_wrong_input_is_one_line(exported, arguments, code, message):
