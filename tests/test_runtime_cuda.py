@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
-import simulated_gpu
+from simulated_cuda import SimulatedCuda
 
 from cnngru_edge.models.errors import BackendMissing, SessionError
 from cnngru_edge.runtime.cuda import Cuda, CudaError, SharedBuffer
@@ -17,7 +17,7 @@ def simulate(monkeypatch):
     """Let the adapter find a simulated device; the simulation."""
 
     def install(**device):
-        simulated = simulated_gpu.SimulatedCuda(**device)
+        simulated = SimulatedCuda(**device)
         monkeypatch.setattr("cuda.bindings.runtime", simulated)
         return simulated
 
@@ -83,7 +83,7 @@ def test_without_cuda_bindings_the_command_is_said(monkeypatch):
 
 
 def test_cuda_bindings_are_found_by_their_old_name(monkeypatch):
-    simulated = simulated_gpu.SimulatedCuda(name="old")
+    simulated = SimulatedCuda(name="old")
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     monkeypatch.setitem(sys.modules, "cuda.cudart", simulated)
     monkeypatch.setattr("cuda.cudart", simulated, raising=False)

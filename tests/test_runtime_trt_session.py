@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
 import simulated_gpu
+from simulated_cuda import SimulatedCuda
 from simulated_gpu import ONE_OF_EACH, RTX, VERSIONS, WEAK_ONLY
 
 from cnngru_edge.export.engine import write_engine
@@ -32,7 +33,7 @@ STEP = ["cudaMemcpyAsync", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaStreamSync
 class Engine:
     path: Path
     graph: Path  # that it was built from
-    cuda: simulated_gpu.SimulatedCuda
+    cuda: SimulatedCuda
     trt: ModuleType
 
     def open(self, **options):
