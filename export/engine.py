@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from cnngru_edge.export import onnx_graph
-from cnngru_edge.export.onnx_graph import file_sha256
 from cnngru_edge.export.targets import MIN_COVERAGE
 from cnngru_edge.export.trt_builder import (
     RTX_DEFAULT,
@@ -15,7 +14,7 @@ from cnngru_edge.export.trt_builder import (
     build,
     device_of,
 )
-from cnngru_edge.models.atomic import staged, write_file
+from cnngru_edge.models.atomic import file_sha256, staged, write_file
 from cnngru_edge.models.errors import ExportError, SessionError
 from cnngru_edge.models.spec import METADATA_KEY
 from cnngru_edge.runtime import trt_library

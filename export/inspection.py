@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from cnngru_edge.export.coverage import onnxruntime_coverage
-from cnngru_edge.export.onnx_graph import file_sha256
 from cnngru_edge.export.targets import CPU
 from cnngru_edge.export.trt_builder import BuildConfig, build
+from cnngru_edge.models.atomic import file_sha256
 from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.runtime import trt_library
 from cnngru_edge.runtime.engine_file import ENGINE_SUFFIX, read_engine

@@ -1,6 +1,5 @@
 """ONNX files of ours, and what every pass over their graphs needs; free of torch."""
 
-import hashlib
 from pathlib import Path
 
 import onnx
@@ -40,11 +39,6 @@ def save(graph: ir.Model, path: Path) -> None:
     proto = ir.to_proto(graph)
     onnx.checker.check_model(proto, full_check=True)
     write_file(path, proto.SerializeToString(deterministic=True))
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def module_of(node: ir.Node) -> str:
