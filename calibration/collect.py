@@ -1,21 +1,17 @@
 """Run the float graph over recordings, the state carried, and count what its tensors take on."""
 
 import hashlib
-import os
-import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import median
-from threading import Thread
 
 import onnx_ir as ir
 
 from cnngru_edge.calibration.observers import Histogram
-from cnngru_edge.calibration.ranges import CalibrateConfig, Ranges, range_of
+from cnngru_edge.calibration.ranges import CalibrateConfig, Range, Ranges, Subset, range_of
+from cnngru_edge.calibration.workers import in_order
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.errors import AudioError, CalibrationError
 from cnngru_edge.runtime.audio import pad_to_multiple, read_audio
@@ -32,24 +28,39 @@ FRONTEND_NODES = "/log_mel/"
 FRONTEND_CONSTANTS = f"{FRONTEND_NODES}constants/"
 """Prefix of those among them that compute the same whatever the audio."""
 
-_STOPS = {signal.SIGINT, signal.SIGTERM}
+HALVINGS = 3
+"""The smallest subset whose ranges are kept as well is of every 2**HALVINGS-th clip."""
 
 
 @dataclass
-class Statistics:
+class Observed:
     """What some recordings did to the tensors; parts add up to the whole."""
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     clips: int = 0
+
+    def merge(self, other: "Observed") -> None:
+        """Add what other recordings did."""
+        for name, histogram in other.histograms.items():
+            self.histograms.setdefault(name, Histogram()).merge(histogram)
+        self.clips += other.clips
+
+
+@dataclass
+class Statistics:
+    """What some recordings did to the tensors, by the smallest subset that each of them is in."""
+
+    shells: list[Observed] = field(
+        default_factory=lambda: [Observed() for _ in range(HALVINGS + 1)]
+    )
     lengths: list[int] = field(default_factory=list)  # in samples
     digests: list[str] = field(default_factory=list)
     errors: list[AudioError] = field(default_factory=list)
 
     def merge(self, other: "Statistics") -> None:
         """Add what another part of the corpus did, which comes after this one."""
-        for name, histogram in other.histograms.items():
-            self.histograms.setdefault(name, Histogram()).merge(histogram)
-        self.clips += other.clips
+        for shell, more in zip(self.shells, other.shells, strict=True):
+            shell.merge(more)
         self.lengths += other.lengths
         self.digests += other.digests
         self.errors += other.errors
@@ -82,35 +93,49 @@ def calibrate(
                 f"{graph}: expected a float .onnx graph, got {session.precision} {graph.suffix}; "
                 "'cnngru-edge trace' writes one"
             )
-    groups = [clips[i : i + CLIPS_PER_STREAM] for i in range(0, len(clips), CLIPS_PER_STREAM)]
-    whole = Statistics()
+    numbered = list(enumerate(clips))
+    groups = [numbered[i : i + CLIPS_PER_STREAM] for i in range(0, len(clips), CLIPS_PER_STREAM)]
+    statistics = Statistics()
     with tempfile.TemporaryDirectory() as folder:
         observed = Path(folder) / "observed.onnx"
         proto = ir.to_proto(with_tensors_as_outputs(ir.load(graph)))
         write_file(observed, proto.SerializeToString())
-        for part in _in_order(observed, groups, config.workers):
-            whole.merge(part)
-            progress(part.clips + len(part.errors))
-    if whole.clips < config.min_clips:
-        why = f" ({len(whole.errors)} left out: {whole.errors[0]})" if whole.errors else ""
+        for part in in_order(_observe, observed, groups, config.workers):
+            statistics.merge(part)
+            progress(len(part.lengths) + len(part.errors))
+    lengths, errors = statistics.lengths, statistics.errors
+    if len(lengths) < config.min_clips:
+        why = f" ({len(errors)} left out: {errors[0]})" if errors else ""
         raise CalibrationError(
-            f"{whole.clips} recordings can be used{why}, calibration needs at least "
+            f"{len(lengths)} recordings can be used{why}, calibration needs at least "
             f"{config.min_clips}; give more, or pass --min-clips to accept fewer"
         )
+    *parts, (_, tensors) = _growing(statistics.shells, config)
     ranges = Ranges(
         graph_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
-        clips_sha256=hashlib.sha256("".join(whole.digests).encode()).hexdigest(),
-        clips=whole.clips,
-        duration_s=sum(whole.lengths) / rate,
-        clip_samples=(min(whole.lengths), round(median(whole.lengths)), max(whole.lengths)),
+        clips_sha256=hashlib.sha256("".join(statistics.digests).encode()).hexdigest(),
+        clips=len(lengths),
+        duration_s=sum(lengths) / rate,
+        clip_samples=(min(lengths), round(median(lengths)), max(lengths)),
         method=config.method,
         percentile=config.percentile,
-        tensors={
-            name: range_of(histogram, config.method, config.percentile)
-            for name, histogram in sorted(whole.histograms.items())
-        },
+        tensors=tensors,
+        convergence=tuple(
+            Subset(clips, {name: tensor.amax for name, tensor in part.items()})
+            for clips, part in parts
+        ),
     )
-    return ranges, whole.errors
+    return ranges, errors
+
+
+def smallest_subset(index: int) -> int:
+    """How often the clips can be halved until this one is no longer among them, at most HALVINGS.
+
+    A subset takes one of every 2, 4 or 8 clips in a row, and another place in each row of eight:
+    so it is no label's alone, however they are sorted, and has clips from everywhere in a stream.
+    """
+    place = (index + index // CLIPS_PER_STREAM) % 2**HALVINGS
+    return HALVINGS if place == 0 else (place & -place).bit_length() - 1
 
 
 def with_tensors_as_outputs(graph: ir.Model) -> ir.Model:
@@ -143,60 +168,30 @@ def activated(value: ir.Value) -> ir.Value:
     return value
 
 
-def _in_order(graph: Path, groups: Sequence[Sequence[Path]], workers: int) -> Iterator[Statistics]:
-    if workers == 1:
-        with open_session(graph) as session:
-            yield from (_observe(session, group) for group in groups)
-        return
-    # A spawned worker shares nothing, so ONNX Runtime's threads are not forked.
-    context = get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _open_in_worker, (graph,))
-    # Workers are started from a thread that has the signals blocked: they are born with that, and
-    # no stop interrupts it half-way.
-    blocked = (signal.SIG_BLOCK, _STOPS)
-    try:
-        with ThreadPoolExecutor(1, "start", signal.pthread_sigmask, blocked) as starter:
-            parts = starter.submit(pool.map, _observe_in_worker, groups).result()
-        yield from parts
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _growing(
+    shells: Sequence[Observed], config: CalibrateConfig
+) -> list[tuple[int, dict[str, Range]]]:
+    """Clips and ranges of each subset, from the smallest that is not empty to the whole."""
+    observed, found = Observed(), []
+    for shell in reversed(shells):
+        if shell.clips:
+            observed.merge(shell)
+            ranges = {
+                name: range_of(histogram, config.method, config.percentile)
+                for name, histogram in sorted(observed.histograms.items())
+            }
+            found.append((observed.clips, ranges))
+    return found
 
 
-_worker_session: Session
-
-
-def _open_in_worker(graph: Path) -> None:
-    global _worker_session
-    # A stop of the whole group is the parent's to answer: a worker that died of it while it sends
-    # its result would leave the parent waiting for the rest.
-    os.setsid()
-    Thread(target=_end_with_parent, daemon=True).start()
-    for number in _STOPS:
-        signal.signal(number, signal.SIG_IGN)  # forgets one that came before
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the pool ends its workers with it
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-    _worker_session = open_session(graph)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _observe_in_worker(clips: Sequence[Path]) -> Statistics:
-    return _observe(_worker_session, clips)
-
-
-def _observe(session: Session, clips: Sequence[Path]) -> Statistics:
-    """One stream: the clips in a row, from the initial state."""
+def _observe(session: Session, clips: Sequence[tuple[int, Path]]) -> Statistics:
+    """One stream: the clips, each with its number in the corpus, from the initial state."""
     spec = session.spec
     statistics = Statistics()
     states = {state.name: state.next_name for state in spec.state}
     outside = {"logits", *states.values()}
     state = initial_state(spec, 1)
-    for path in clips:
+    for index, path in clips:
         try:
             samples = read_audio(path, spec.features.sample_rate).samples
         except AudioError as e:
@@ -205,9 +200,10 @@ def _observe(session: Session, clips: Sequence[Path]) -> Statistics:
         audio = pad_to_multiple(samples, spec.chunk_length)[None]
         outputs = session.run({"audio": audio, **state})
         state = {name: outputs[next_name] for name, next_name in states.items()}
+        shell = statistics.shells[smallest_subset(index)]
         for name in outputs.keys() - outside:
-            statistics.histograms.setdefault(name, Histogram()).observe(outputs[name])
-        statistics.clips += 1
+            shell.histograms.setdefault(name, Histogram()).observe(outputs[name])
+        shell.clips += 1
         statistics.lengths.append(len(samples))
         statistics.digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
     return statistics

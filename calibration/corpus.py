@@ -11,6 +11,8 @@ from cnngru_edge.models.errors import CorpusError
 from cnngru_edge.models.spec import UNKNOWN
 
 TRAIN, CALIB, EVAL = "train", "calib", "eval"
+ALL = "all"
+"""Not a set of its own: the three together."""
 
 DEMO = Path(__file__).with_name("demo")
 """The synthesized clips that come with the package."""
@@ -45,15 +47,31 @@ class Corpus:
     noises: tuple[Clip, ...] = ()
 
     def of(self, set_name: str) -> tuple[Clip, ...]:
-        """The clips of one set, in a fixed order."""
-        return tuple(clip for clip in self.clips if clip.set == set_name)
+        """The clips of one set, or of ALL, in a fixed order."""
+        return tuple(clip for clip in self.clips if set_name in {clip.set, ALL})
 
     def noises_of(self, set_name: str) -> tuple[Clip, ...]:
-        """The noises of one set, in a fixed order."""
-        return tuple(noise for noise in self.noises if noise.set == set_name)
+        """The noises of one set, or of ALL, in a fixed order."""
+        return tuple(noise for noise in self.noises if set_name in {noise.set, ALL})
 
 
 def read_corpus(path: Path, task: str | None = None) -> Corpus:
+    """A corpus as `find_clips` finds it, each speaker in one set only.
+
+    Raises:
+        CorpusError: nothing usable there, or a speaker in two sets.
+    """
+    corpus = find_clips(path, task)
+    if shared := shared_speakers(corpus):
+        speaker, names = next(iter(shared.items()))
+        raise CorpusError(
+            f"{corpus.root}: {len(shared)} speakers are in more than one set, as {speaker!r} in "
+            f"{' and '.join(names)}; split by speaker"
+        )
+    return corpus
+
+
+def find_clips(path: Path, task: str | None = None) -> Corpus:
     """Find the clips below a folder, or those that a manifest lists.
 
     A folder with a `manifest.csv` (columns path, set, label; also speaker, task, if it has them) is
@@ -66,7 +84,7 @@ def read_corpus(path: Path, task: str | None = None) -> Corpus:
         task: takes only these rows of a manifest with a `task` column, and those of task `noise`.
 
     Raises:
-        CorpusError: nothing usable there, or a speaker in two sets.
+        CorpusError: nothing usable there.
     """
     manifest = path / "manifest.csv" if path.is_dir() else path
     if manifest.is_file():
@@ -77,7 +95,6 @@ def read_corpus(path: Path, task: str | None = None) -> Corpus:
         raise CorpusError(f"{path}: no such folder or manifest")
     if not corpus.clips:
         raise CorpusError(f"{path}: no recordings found (WAV, FLAC or Ogg, in a folder per label)")
-    _check_speakers(corpus)
     return corpus
 
 
@@ -132,7 +149,7 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
             manifest.parent / row["path"],
             row["label"],
             _SET_NAMES[row["set"]],
-            row.get("speaker") or "",
+            _speaker(row.get("speaker")),
         )
         (noises if is_noise else clips).append(clip)
     return Corpus(manifest.parent, tuple(clips), tuple(noises))
@@ -170,10 +187,30 @@ def calibration_clips(corpus: Corpus, least: int) -> tuple[Clip, ...]:
 
 def calibration_paths(data: Path, task: str | None, least: int) -> list[Path]:
     """Recordings to calibrate with: of a corpus as `calibration_clips`, else all in the folder."""
-    loose = data.is_dir() and any(path.parent == data for path in audio_files(data))
-    if loose and not (data / "manifest.csv").is_file():
+    if _is_loose(data):
         return audio_files(data)
     return [clip.path for clip in calibration_clips(read_corpus(data, task), least)]
+
+
+def find_recordings(data: Path, task: str | None = None) -> Corpus:
+    """A corpus as `find_clips`; of a folder without labels, all as calibration clips without."""
+    if _is_loose(data):
+        return Corpus(data, tuple(Clip(path, "", CALIB, "") for path in audio_files(data)))
+    return find_clips(data, task)
+
+
+def shared_speakers(corpus: Corpus) -> dict[str, list[str]]:
+    """The speakers who are in more than one set, and in which."""
+    sets = defaultdict(set)
+    for clip in corpus.clips:
+        if clip.speaker:
+            sets[clip.speaker].add(clip.set)
+    return {speaker: sorted(sets[speaker]) for speaker in sorted(sets) if len(sets[speaker]) > 1}
+
+
+def spread(clips: Sequence[Clip], most: int) -> Sequence[Clip]:
+    """No more than so many clips, evenly out of all."""
+    return clips[:: max(1, -(-len(clips) // most))]
 
 
 def audio_files(folder: Path) -> list[Path]:
@@ -191,15 +228,11 @@ def _drawn_set(speaker: str) -> str:
     return CALIB if share < 0.1 else EVAL if share < 0.2 else TRAIN
 
 
-def _check_speakers(corpus: Corpus) -> None:
-    sets = defaultdict(set)
-    for clip in corpus.clips:
-        if clip.speaker:
-            sets[clip.speaker].add(clip.set)
-    shared = sorted(speaker for speaker, names in sets.items() if len(names) > 1)
-    if shared:
-        names = " and ".join(sorted(sets[shared[0]]))
-        raise CorpusError(
-            f"{corpus.root}: {len(shared)} speakers are in more than one set, as {shared[0]!r} in "
-            f"{names}; split by speaker"
-        )
+def _speaker(named: str | None) -> str:
+    return "" if named is None or named.lower() == UNKNOWN else named
+
+
+def _is_loose(data: Path) -> bool:
+    """Recordings without labels: some lie in the folder itself, and no manifest."""
+    beside = data.is_dir() and any(path.parent == data for path in audio_files(data))
+    return beside and not (data / "manifest.csv").is_file()

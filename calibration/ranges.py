@@ -19,7 +19,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 MIN_CLIPS = 100
 """Fewer do not show what a network takes on."""
 
-_FORMAT = 2
+_FORMAT = 3
 _LEVELS = 128  # of an int8 on each side of zero
 _CANDIDATES = 128  # thresholds tried by mse, evenly up to the largest value
 
@@ -46,6 +46,19 @@ class Range:
     std: float
     clipped: float  # share of the values outside low to high
 
+    @property
+    def amax(self) -> float:
+        """The largest magnitude inside: what a scale is made of."""
+        return max(abs(self.low), abs(self.high))
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What a part of the recordings alone would have given."""
+
+    clips: int
+    tensors: Mapping[str, float]  # amax
+
 
 @dataclass(frozen=True)
 class Ranges:
@@ -59,6 +72,7 @@ class Ranges:
     method: Method
     percentile: float
     tensors: Mapping[str, Range]
+    convergence: tuple[Subset, ...] = ()  # each inside the next: an eighth, a quarter, half
 
     def save(self, path: Path) -> None:
         """Write as JSON, the same bytes for the same ranges."""
@@ -79,6 +93,7 @@ class Ranges:
             if raw.pop("format") != _FORMAT:
                 raise CalibrationError(f"{path}: another version's format; calibrate again")
             raw["tensors"] = {name: Range(**r) for name, r in raw["tensors"].items()}
+            raw["convergence"] = tuple(Subset(**subset) for subset in raw["convergence"])
             shortest, middle, longest = map(int, raw["clip_samples"])
             ranges = cls(**raw | {"clip_samples": (shortest, middle, longest)})
         except (ValueError, KeyError, TypeError, AttributeError) as e:

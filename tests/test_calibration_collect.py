@@ -4,7 +4,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from cnngru_edge.calibration.collect import CLIPS_PER_STREAM, calibrate, observed_tensors
+from cnngru_edge.calibration.collect import (
+    CLIPS_PER_STREAM,
+    calibrate,
+    observed_tensors,
+    smallest_subset,
+)
 from cnngru_edge.calibration.ranges import CalibrateConfig
 from cnngru_edge.models.errors import CalibrationError
 from cnngru_edge.runtime.audio import pad_to_multiple, read_audio
@@ -76,6 +81,42 @@ def test_other_audio_has_another_hash(graph, clips):
     first, second = (calibrate(graph, part, FEW)[0] for part in (clips[:3], clips[1:4]))
     assert first.clips_sha256 != second.clips_sha256
     assert first.graph_sha256 == second.graph_sha256
+
+
+def test_subsets_lie_in_each_other_and_take_of_every_label():
+    subsets = [[i for i in range(800) if smallest_subset(i) >= halvings] for halvings in range(4)]
+    assert [len(subset) for subset in subsets] == [800, 400, 200, 100]
+    for part, whole in zip(subsets[1:], subsets, strict=False):
+        assert set(part) < set(whole)
+    # Sorted by labels of 20 clips each, and at every place in a stream.
+    for halvings, subset in enumerate(subsets):
+        of_label = [sum(i // 20 == label for i in subset) for label in range(40)]
+        assert max(of_label) - min(of_label) <= 2
+        assert min(of_label) >= 20 // 2**halvings - 1
+        assert {i % CLIPS_PER_STREAM for i in subset} == set(range(CLIPS_PER_STREAM))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_subset_has_the_ranges_of_its_clips(graph, clips, workers):
+    config = CalibrateConfig(method="minmax", min_clips=1, workers=workers)
+    ranges, _ = calibrate(graph, clips[:8], config)
+    assert [subset.clips for subset in ranges.convergence] == [1, 2, 4]
+    alone, _ = calibrate(graph, clips[:1], config)  # the first clip has no past
+    assert ranges.convergence[0].tensors == {n: r.amax for n, r in alone.tensors.items()}
+    assert alone.convergence == ()
+    for name, whole in ranges.tensors.items():
+        amax = [subset.tensors[name] for subset in ranges.convergence]
+        assert amax == sorted(amax)
+        assert amax[-1] <= whole.amax
+    assert any(r.amax > ranges.convergence[0].tensors[n] for n, r in ranges.tensors.items())
+
+
+def test_a_clip_that_cannot_be_read_is_in_no_subset(graph, clips, tmp_path):
+    (tmp_path / "bad.wav").touch()
+    ranges, errors = calibrate(graph, [tmp_path / "bad.wav", *clips[1:8]], FEW)
+    assert len(errors) == 1
+    assert ranges.clips == 7
+    assert [subset.clips for subset in ranges.convergence] == [1, 3]
 
 
 def test_too_few_clips_are_refused(graph, clips):

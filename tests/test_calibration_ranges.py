@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cnngru_edge.calibration.observers import Histogram
-from cnngru_edge.calibration.ranges import METHODS, Range, Ranges, range_of
+from cnngru_edge.calibration.ranges import METHODS, Range, Ranges, Subset, range_of
 from cnngru_edge.models.errors import CalibrationError
 
 
@@ -87,6 +87,7 @@ def ranges(**change):
         "method": "percentile",
         "percentile": 99.99,
         "tensors": tensors,
+        "convergence": (Subset(25, {"/convs.0/Relu_output_0": 3.5}),),
     }
     return Ranges(**fields | change)
 
@@ -103,7 +104,20 @@ def test_ranges_of_another_graph_are_refused(tmp_path):
         Ranges.load(path, "c" * 64)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "tensors": {}}'])
+def test_ranges_of_another_version_are_refused(tmp_path):
+    path = tmp_path / "ranges.json"
+    ranges().save(path)
+    path.write_text(path.read_text().replace('"format": 3', '"format": 2'))
+    with pytest.raises(CalibrationError, match="another version's format; calibrate again"):
+        Ranges.load(path, "a" * 64)
+
+
+def test_the_scale_is_made_of_the_largest_magnitude():
+    assert Range(-4.0, 3.0, -5.0, 5.0, 0.0, 1.0, 0.0).amax == 4.0
+    assert Range(0.0, 3.0, 0.0, 5.0, 0.0, 1.0, 0.0).amax == 3.0
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 3}', '{"format": 3, "tensors": {}}'])
 def test_what_is_no_ranges_file_is_refused(tmp_path, text):
     path = tmp_path / "ranges.json"
     path.write_text(text)
