@@ -1,6 +1,6 @@
 """QuantizeLinear and DequantizeLinear as ONNX defines them: the numbers and the nodes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,11 @@ class Affine:
     zero_point: np.uint8 | np.int8
 
 
-def weighted_nodes(model: ir.Model) -> list[ir.Node]:
-    """Convolutions and products with a constant, outside the front-end, loops' bodies included."""
+def weighted_nodes(model: ir.Model, kept_in_float: Collection[str] = ()) -> list[ir.Node]:
+    """Convolutions and products with a constant, outside the front-end, loops' bodies included.
+
+    Without those of the layers that are kept in float.
+    """
     return [
         node
         for node in ir.traversal.RecursiveGraphIterator(model.graph)
@@ -37,7 +40,15 @@ def weighted_nodes(model: ir.Model) -> list[ir.Node]:
         and not (node.name or "").startswith(FRONTEND_NODES)
         and node.inputs[1] is not None
         and node.inputs[1].is_initializer()
+        and layer_of(node) not in kept_in_float
     ]
+
+
+def layer_of(node: ir.Node) -> str:
+    """The layer that a weighted node is of, as receipts and plans name it."""
+    weight = node.inputs[1]
+    assert weight is not None
+    return (weight.name or "").removesuffix(".weight")
 
 
 def unsigned_affine(values: Range) -> Affine:

@@ -1,17 +1,19 @@
 """INT8 of a float graph: the plan that all targets share, and one lowering for each target."""
 
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
 
 from cnngru_edge.calibration.ranges import Range, Ranges
-from cnngru_edge.export import lint, onnx_graph, quantize_cpu, quantize_tensorrt
+from cnngru_edge.export import integer, lint, onnx_graph, quantize_cpu, quantize_tensorrt
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.integer import LAYOUT
+from cnngru_edge.export.plan import Plan
 from cnngru_edge.export.recurrent import HIDDEN, lower_grus
 from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
-from cnngru_edge.models.atomic import staged
+from cnngru_edge.models.atomic import file_sha256, staged
 from cnngru_edge.models.errors import CalibrationError, ExportError
 from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
@@ -21,12 +23,17 @@ _HIDDEN_RANGE = Range(-1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 0.0)
 
 
 def quantize_onnx(
-    source: Path, ranges: Path, out: Path, target: str = CPU, frames: int | None = None
+    source: Path,
+    ranges: Path,
+    out: Path,
+    target: str = CPU,
+    frames: int | None = None,
+    plan: Plan | None = None,
 ) -> None:
     """Write the INT8 form of a float graph, with the ranges that were calibrated on it.
 
-    Every convolution and linear layer and both products of every GRU are in INT8; the front-end
-    stays FP32.
+    Every convolution and linear layer and both products of every GRU are in INT8, but for what a
+    plan keeps in float; the front-end stays FP32.
 
     Args:
         source: a float ONNX file of ours.
@@ -36,18 +43,22 @@ def quantize_onnx(
         frames: None for any length of audio; a number T (1 to MAX_FRAMES) for a graph that takes
             exactly T output frames at a time, the cell written out T times: of one stream on a CPU,
             of as many as are built for in TensorRT.
+        plan: the precision of each layer; None for INT8 throughout.
 
     Raises:
         CalibrationError: the ranges are of another graph.
-        ExportError: the source is not a float graph of ours, or the result breaks a rule of its
-            target.
+        ExportError: the source is not a float graph of ours, the plan is of another, or the result
+            breaks a rule of its target.
     """
     model = onnx_graph.load(source)
     if model.metadata_props.get(PRECISION_KEY) != "fp32":
         raise ExportError(f"{source}: already quantized; give the float graph")
-    sha256 = onnx_graph.file_sha256(source)
+    sha256 = file_sha256(source)
     measured = Ranges.load(ranges, sha256)
-    quantize_model(model, measured, target, frames)
+    lower(model, target, frames)
+    if plan is not None:
+        plan.check(layers_of(model))
+    quantize_lowered(model, measured.tensors, target, plan.kept_in_float if plan else ())
     model.metadata_props.update({PRECISION_KEY: "int8", TARGET_KEY: target, SOURCE_KEY: sha256})
     if frames is None:
         model.metadata_props[CLIP_SAMPLES_KEY] = ",".join(map(str, measured.clip_samples))
@@ -55,31 +66,66 @@ def quantize_onnx(
 
 
 def quantize_checked(
-    graph: Path, ranges: Path, out: Path, target: str, frames: int | None, min_coverage: float
+    graph: Path,
+    ranges: Path,
+    out: Path,
+    target: str,
+    frames: int | None,
+    min_coverage: float,
+    plan: Plan | None = None,
 ) -> Coverage | None:
-    """Write an INT8 graph if enough of it is in INT8; its receipt, where that can be had here."""
+    """Write an INT8 graph if enough of it is in INT8; its receipt, where that can be had here.
+
+    Enough is `min_coverage` of the weights that the plan has in INT8.
+    """
     with staged(out.parent) as stage:
-        quantize_onnx(graph, ranges, stage / out.name, target, frames)
+        quantize_onnx(graph, ranges, stage / out.name, target, frames, plan)
         receipt = coverage(stage / out.name, target)
         if receipt is not None:
-            receipt.check(str(out), min_coverage)
+            planned = plan.share_int8(layers_in(graph)) if plan else 1.0
+            receipt.check(str(out), min_coverage * planned)
     return receipt
 
 
-def quantize_model(
-    model: ir.Model, ranges: Ranges, target: str = CPU, frames: int | None = None
+def lower(
+    model: ir.Model, target: str = CPU, frames: int | None = None, *, by_gate: bool = False
 ) -> None:
-    """Quantize a float graph in place; see `quantize_onnx`."""
-    builder = TARGETS[target]
+    """Make of a float graph, in place, one whose products can be quantized one by one."""
     if frames is not None:
-        _fix_length(model, frames, 1 if builder is None else None)
-    lower_grus(model, frames)
+        _fix_length(model, frames, 1 if TARGETS[target] is None else None)
+    lower_grus(model, frames, by_gate=by_gate)
     _separate(model)
-    range_of = partial(_range_of, ranges)
+
+
+def layers_of(model: ir.Model) -> dict[str, int]:
+    """The layers of a lowered graph, in its order, and how many weights each has."""
+    found = {}
+    for node in integer.weighted_nodes(model):
+        assert node.inputs[1] is not None
+        found[integer.layer_of(node)] = integer.values_of(node.inputs[1]).size
+    return found
+
+
+def layers_in(graph: Path) -> dict[str, int]:
+    """The same of a float ONNX file."""
+    model = onnx_graph.load(graph)
+    lower(model)
+    return layers_of(model)
+
+
+def quantize_lowered(
+    model: ir.Model,
+    tensors: Mapping[str, Range],
+    target: str = CPU,
+    kept_in_float: Collection[str] = (),
+) -> None:
+    """Quantize a lowered graph in place; see `quantize_onnx`."""
+    builder = TARGETS[target]
+    range_of = partial(_range_of, tensors)
     if builder is None:
-        quantize_cpu.quantize(model, range_of)
+        quantize_cpu.quantize(model, range_of, kept_in_float)
     else:
-        quantize_tensorrt.quantize(model, range_of, builder)
+        quantize_tensorrt.quantize(model, range_of, builder, kept_in_float)
     onnx_graph.drop_unused(model)
     if builder is not None:
         lint.check(model, builder)
@@ -115,15 +161,15 @@ def _fix_length(model: ir.Model, frames: int, batch: int | None) -> None:
         )
 
 
-def _range_of(ranges: Ranges, value: ir.Value) -> Range:
+def _range_of(tensors: Mapping[str, Range], value: ir.Value) -> Range:
     """What a tensor's values are quantized between."""
     if _is_hidden(value):
         return _HIDDEN_RANGE
-    if value.name is None or value.name not in ranges.tensors:
+    if value.name is None or value.name not in tensors:
         raise CalibrationError(
             f"no range for the tensor {value.name!r}; calibrate this graph again"
         )
-    return ranges.tensors[value.name]
+    return tensors[value.name]
 
 
 def _is_hidden(value: ir.Value) -> bool:

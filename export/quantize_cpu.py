@@ -8,6 +8,7 @@ by itself and reads its weights 1.4 times as fast. Signed activations would be 3
 """
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -28,10 +29,10 @@ _INT8_PRODUCTS = 4
 """MatMulNBits' accuracy_level: the input is quantized too, and products are of integers."""
 
 
-def quantize(model: ir.Model, range_of: RangeOf) -> None:
+def quantize(model: ir.Model, range_of: RangeOf, kept_in_float: Collection[str] = ()) -> None:
     """Quantize in place every weighted operator outside the front-end, in the graph's order."""
     model.graph.opset_imports[_DOMAIN] = 1
-    for node in integer.weighted_nodes(model):
+    for node in integer.weighted_nodes(model, kept_in_float):
         assert node.graph is not None
         tape = ir.tape.Tape(node.graph)
         if node.op_type == "Conv":

@@ -5,6 +5,8 @@ every weighted operator reads, one with a scale for each output channel on its w
 it writes, and biases in float. The builder moves and fuses the pairs.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 
@@ -17,7 +19,9 @@ _WEIGHT_AXIS = {"Conv": 0, "MatMul": 1}  # output channels
 _LEAST_HALF = np.float32(2.0**-14)  # the smallest normal FP16: a scale below it loses bits
 
 
-def quantize(model: ir.Model, range_of: RangeOf, target: Target) -> None:
+def quantize(
+    model: ir.Model, range_of: RangeOf, target: Target, kept_in_float: Collection[str] = ()
+) -> None:
     """Quantize in place every weighted operator outside the front-end.
 
     Args:
@@ -26,11 +30,12 @@ def quantize(model: ir.Model, range_of: RangeOf, target: Target) -> None:
         target: strongly typed, with FP16 scales and weights stored in INT8, for there the type of a
             scale is the type of the arithmetic; else with FP32 scales and weights, which TensorRT
             8.6 asks for and folds as it builds.
+        kept_in_float: layers to leave out.
     """
     half = target.strongly_typed
     pairs: dict[ir.Value, ir.Value] = {}
     weights: dict[ir.Value, ir.Value] = {}
-    for node in integer.weighted_nodes(model):
+    for node in integer.weighted_nodes(model, kept_in_float):
         data, weight = node.inputs[:2]
         assert data is not None
         assert weight is not None

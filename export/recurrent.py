@@ -25,7 +25,11 @@ RECURRENT = "cnngru_edge.recurrent"
 _DEFAULT_ACTIVATIONS = ("Sigmoid", "Tanh")
 
 
-def lower_grus(model: ir.Model, frames: int | None = None) -> None:
+GATES = ("z", "r", "n")
+"""Update, reset and new gate, in ONNX's order: columns of the weights of a cell."""
+
+
+def lower_grus(model: ir.Model, frames: int | None = None, *, by_gate: bool = False) -> None:
     """Replace every GRU operator in place by an explicit cell that computes the same in float.
 
     Forward and bidirectional, `linear_before_reset` 0 and 1, any batch and hidden size
@@ -35,6 +39,8 @@ def lower_grus(model: ir.Model, frames: int | None = None) -> None:
         model: an ONNX graph of opset 13 or later.
         frames: None for a `Scan` over any number of frames; a number T to write the cell out T
             times, without a loop, for inputs of exactly T frames.
+        by_gate: give every gate a product of its own, `weight_ih_l0.z` and so on, to quantize or
+            not; slower, and the same otherwise.
 
     Raises:
         ExportError: weights that are no float32 constants, sequence lengths, a clip, batch-first
@@ -48,7 +54,7 @@ def lower_grus(model: ir.Model, frames: int | None = None) -> None:
         directions = _read(node, f"{module}.{{}}_l{layers[module]}")
         layers[module] += 1
         tape = ir.tape.Tape(model.graph)
-        _lower(_Builder(tape, f"{node.name}/"), node, directions, frames)
+        _lower(_Builder(tape, f"{node.name}/", by_gate), node, directions, frames)
         model.graph.insert_before(node, tape.nodes)
         model.graph.remove(node, safe=True)
     drop_unused(model)
@@ -175,7 +181,7 @@ def _scan(
         }.items()
     )
     body = ir.Graph([state, *parts], [], nodes=(), name=at.name("cell"), opset_imports={"": 17})
-    inside = _Builder(ir.tape.Tape(body), at.name("cell/"))
+    inside = _Builder(ir.tape.Tape(body), at.name("cell/"), at.by_gate)
     state.meta[HIDDEN] = True
     h = _cell(inside, direction, parts, state)
     for value, name in ((h, "h_next"), (inside.op("Identity", h), "y")):
@@ -250,9 +256,10 @@ class _Builder:
 
     tape: ir.tape.Tape
     prefix: str
+    by_gate: bool
 
     def within(self, part: str) -> "_Builder":
-        return _Builder(self.tape, self.prefix + part)
+        return _Builder(self.tape, self.prefix + part, self.by_gate)
 
     def name(self, part: str) -> str:
         return self.prefix + part
@@ -280,10 +287,17 @@ class _Builder:
         part: str = "",
     ) -> ir.Value:
         """A product with a weight, and an Add if the bias says anything."""
-        name = direction.name(f"weight_{matrix}") + part
-        product = self.op("MatMul", x, self.constant(name, weight))
-        if matrix == "hh":
-            product.meta[RECURRENT] = True
+        name = direction.name(f"weight_{matrix}")
+        parts = {part: weight}
+        if self.by_gate and part != ".n":
+            gates = np.split(weight, weight.shape[1] // direction.hidden_size, axis=1)
+            parts = {f".{gate}": columns for gate, columns in zip(GATES, gates, strict=False)}
+        products = []
+        for suffix, columns in parts.items():
+            products.append(self.op("MatMul", x, self.constant(name + suffix, columns)))
+            if matrix == "hh":
+                products[-1].meta[RECURRENT] = True
+        product = self.op("Concat", *products, axis=-1) if len(products) > 1 else products[0]
         if bias is None or not bias.any():
             return product
         return self.op("Add", product, self.constant(direction.name(f"bias_{matrix}"), bias))

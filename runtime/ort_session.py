@@ -19,8 +19,10 @@ from cnngru_edge.runtime.session import (
 )
 
 _PROVIDER = "CPUExecutionProvider"
-DISABLED_OPTIMIZERS = {"WeightBiasQuantization"}
-"""It quantizes the float bias of a graph for TensorRT, in FP16 to a scale that underflows."""
+DISABLED_OPTIMIZERS = {"MatmulTransposeFusion", "WeightBiasQuantization"}
+"""The first crashes on a product in FP16 that is not quantized (onnxruntime 1.32) and makes nothing
+here faster; the second quantizes the float bias of a graph for TensorRT, in FP16 to a scale that
+underflows."""
 
 
 class OrtSession:
