@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cnngru_edge.calibration.corpus import Clip
+from cnngru_edge.export.statistics import CONFIDENCE, wilson_interval
 from cnngru_edge.models.errors import AudioError
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.models.streams import excerpt, fade, snr_gain
@@ -80,19 +81,46 @@ class Score:
         return self.false_accepts / self.hours
 
     @property
+    def false_accepts_interval(self) -> tuple[float, float]:
+        """Confidence interval (95 %) of the false accepts an hour."""
+        low, high = poisson_interval(self.false_accepts)
+        return low / self.hours, high / self.hours
+
+    @property
     def false_accepts_bound(self) -> float:
-        """The most false accepts an hour that are not ruled out: 95 %, one-sided, of a Poisson.
+        """The most false accepts an hour that are not ruled out: 95 %, one-sided.
 
         With none in T hours it is 3/T.
         """
-        from scipy.stats import chi2  # not on a device
-
-        return float(chi2.ppf(0.95, 2 * (self.false_accepts + 1)) / 2 / self.hours)
+        return poisson_interval(self.false_accepts, 0.9)[1] / self.hours
 
     @property
     def false_rejects(self) -> float:
         """Share of the words that were not found."""
         return self.misses / self.words
+
+    @property
+    def false_rejects_interval(self) -> tuple[float, float]:
+        """Confidence interval (95 %) of that share."""
+        return wilson_interval(self.misses, self.words)
+
+
+def poisson_interval(count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Exact interval of a Poisson mean, of a count (F. Garwood, Biometrika 28, 1936)."""
+    tail = (1 - confidence) / 2
+    low = _poisson_mean(count - 1, 1 - tail) if count else 0.0
+    return low, _poisson_mean(count, tail)
+
+
+def _poisson_mean(most: int, probability: float) -> float:
+    """The mean at which no more than `most` are counted with this probability, by bisection."""
+    low, high = 0.0, 2.0 * most + 20.0
+    for _ in range(50):
+        mean = (low + high) / 2
+        log = math.log(mean)
+        terms = (math.exp(k * log - mean - math.lgamma(k + 1)) for k in range(most + 1))
+        low, high = (mean, high) if sum(terms) > probability else (low, mean)
+    return high
 
 
 def load(
@@ -183,16 +211,19 @@ def background_streams(
 
 def stream_logits(session: Session, streams: Sequence[LongStream]) -> list[Array]:
     """Logits (T, C) of each, heard from its beginning with the state carried."""
+    rows = session.inputs[0].shape[0]
+    batch = rows if isinstance(rows, int) else 1  # all rows hear the same
     chunk = fixed_length(session) or session.spec.chunk_length
     step = max(1, round(_PUSH_S * session.spec.features.sample_rate / chunk)) * chunk
     flush = np.zeros(round(FLUSH_S * session.spec.features.sample_rate), np.float32)
     logits = []
-    with Stream(session) as stream:
+    with Stream(session, batch) as stream:
         for long in streams:
             stream.reset()
             audio = pad_to_multiple(np.concatenate([long.audio, flush]), chunk)
             pieces = [audio[i : i + step] for i in range(0, len(audio), step)]
-            logits.append(np.concatenate([stream.push(piece[None])[0] for piece in pieces]))
+            pushed = [stream.push(np.tile(piece, (batch, 1)))[0] for piece in pieces]
+            logits.append(np.concatenate(pushed))
     return logits
 
 
@@ -203,31 +234,47 @@ def detect(spec: ModelSpec, logits: Array) -> list[Detection]:
 
 def score(found: Iterable[Detection], stream: LongStream, spec: ModelSpec) -> Score:
     """Count the words that were not found, and the detections of what was not said."""
+    detections = list(found)
+    words = find_words(detections, stream, spec)
+    hits = sum(is_found for _, is_found in words)
+    seconds = len(stream.audio) / spec.features.sample_rate
+    return Score(len(words), len(words) - hits, len(detections) - hits, seconds)
+
+
+def find_words(
+    found: Iterable[Detection], stream: LongStream, spec: ModelSpec
+) -> list[tuple[Word, bool]]:
+    """The words in a stream, by label, and whether each has a detection of its own."""
     said, heard = defaultdict(list), defaultdict(list)
     for word in stream.words:
         if word.label in spec.words:
-            said[word.label].append(word.end_s)
+            said[word.label].append(word)
     for detection in found:
         heard[detection.label].append(detection.time)
-    words = sum(len(ends) for ends in said.values())
-    detections = sum(len(times) for times in heard.values())
-    hits = sum(matches(heard[label], ends) for label, ends in said.items())
-    seconds = len(stream.audio) / spec.features.sample_rate
-    return Score(words, words - hits, detections - hits, seconds)
+    words: list[tuple[Word, bool]] = []
+    for label, of_label in said.items():
+        are_found = match(heard[label], [word.end_s for word in of_label])
+        words += zip(of_label, are_found, strict=True)
+    return words
 
 
 def matches(times: Sequence[float], ends: Sequence[float]) -> int:
-    """How many ends, in order, have a time of their own, in order, from EARLY_S to LATE_S."""
-    count = 0
+    """How many ends have a time of their own: see `match`."""
+    return sum(match(times, ends))
+
+
+def match(times: Sequence[float], ends: Sequence[float]) -> list[bool]:
+    """Which ends, in order, have a time of their own, in order, from EARLY_S to LATE_S."""
+    found = []
     waiting = iter(times)
     time = next(waiting, None)
     for end in ends:
         while time is not None and time < end - EARLY_S:
             time = next(waiting, None)
-        if time is not None and time <= end + LATE_S:
-            count += 1
+        found.append(time is not None and time <= end + LATE_S)
+        if found[-1]:
             time = next(waiting, None)
-    return count
+    return found
 
 
 def _background(

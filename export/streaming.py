@@ -1,7 +1,6 @@
-"""A stream against its clip, float and INT8: any cut, any beginning, after another word or not."""
+"""A stream against its clip, float and INT8: any cut, any beginning, after another word; events."""
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -10,13 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from cnngru_edge.calibration.corpus import Clip, match_labels
-from cnngru_edge.export.compare import MAX_DROP, check_labels, drop_verdict
+from cnngru_edge.export.compare import MARGIN, check_labels
+from cnngru_edge.export.hearing import Listener, batches
+from cnngru_edge.export.long_streams import load, word_streams
+from cnngru_edge.export.statistics import drop_verdict
+from cnngru_edge.export.stream_events import Events, event_fields, hear_events
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
 from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.runtime.audio import Samples, read_audio
 from cnngru_edge.runtime.decode import clip_scores
 from cnngru_edge.runtime.session import Array, Session, open_session
-from cnngru_edge.runtime.stream import Stream, fixed_length, flushed
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of a logit between stream and clip in float."""
@@ -30,8 +31,7 @@ in another order for another shape, as it does for another batch, the hidden sta
 REFERENCE, CANDIDATE = "reference", "candidate"
 FRESH, CARRIED = "fresh", "carried"
 
-_ROWS = 48  # clips at a time, side by side where a session takes so many
-_SEED = 0  # of the order in which the clips come
+_SEED = 0  # of the order in which the clips come, and of the noise under them
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class StreamingConfig:
 
     chunks_ms: tuple[float, ...] = (20, 40, 80, 160)
     offsets_ms: tuple[float, ...] = (0, 5, 10, 15)  # of silence before a clip
+    events: bool = True  # whether they are also heard in a row, every clip once
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class StreamingComparison:
     max_drop: float
     reference_tolerance: float
     candidate_tolerance: float
+    events: Events | None = None  # None: no words among the clips, or not asked for
 
     @property
     def differences(self) -> tuple[str, ...]:
@@ -84,7 +86,7 @@ class StreamingComparison:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Where the candidate answers fewer clips right than `max_drop` allows, a line each."""
+        """Where the candidate loses more clips, or words, than `max_drop` allows, a line each."""
         return tuple(line for line, verdict in self._drops() if verdict == "worse")
 
     @property
@@ -136,6 +138,13 @@ class StreamingComparison:
                     f"{self.max_drop:g} more",
                     drop_verdict(by_context - of_reference, self.clips, self.max_drop),
                 )
+        if self.events:
+            ours, theirs = self.events.candidate, self.events.reference
+            yield (
+                f"candidate events: {ours.false_rejects:.2%} of {ours.words} words missed, by the "
+                f"reference {theirs.false_rejects:.2%}; allowed are {self.max_drop:g} points more",
+                self.events.verdict(self.max_drop),
+            )
 
     def _clip(self, model: str, offset_ms: float, state: str) -> Row:
         return self._row(model, None, offset_ms, state)
@@ -153,12 +162,14 @@ def compare_streaming(
     clips: Sequence[Clip],
     config: StreamingConfig | None = None,
     *,
-    max_drop: float = MAX_DROP,
+    noises: Sequence[Clip] = (),
+    max_drop: float = MARGIN,
     progress: Callable[[int], None] = lambda clips: None,
 ) -> tuple[StreamingComparison, list[AudioError]]:
     """Let both hear every clip in every way; the comparison, and the recordings left out.
 
-    A session of one length takes the chunks that are a multiple of it.
+    A session of one length takes chunks of that length only, into which a stream cuts longer ones.
+    The noises lie under the clips where they are heard in a row.
 
     Raises:
         SessionError: an artefact cannot be opened or answers NaN, or the two do not fit together.
@@ -171,7 +182,9 @@ def compare_streaming(
                 f"{candidate}: features or the length of a frame are not those of {reference}; "
                 "only forms of one model have the same logits"
             )
-        return compare_sessions(a, b, clips, config, max_drop=max_drop, progress=progress)
+        return compare_sessions(
+            a, b, clips, config, noises=noises, max_drop=max_drop, progress=progress
+        )
 
 
 def compare_sessions(
@@ -180,29 +193,37 @@ def compare_sessions(
     clips: Sequence[Clip],
     config: StreamingConfig | None = None,
     *,
-    max_drop: float = MAX_DROP,
+    noises: Sequence[Clip] = (),
+    max_drop: float = MARGIN,
     progress: Callable[[int], None] = lambda clips: None,
 ) -> tuple[StreamingComparison, list[AudioError]]:
     """`compare_streaming` of two artefacts that are open."""
     config = config or StreamingConfig()
     truth = match_labels(clips, reference.spec.labels)
-    errors: list[AudioError] = []
+    sample_rate = reference.spec.features.sample_rate
+    _, background, errors = load(noises if config.events else (), sample_rate)
+    rng = np.random.default_rng(_SEED)
+    order = rng.permutation(len(clips))
+    events = Events()
     tallies: dict[tuple[str, float | None, float, str], _Tally] = {}
     count = 0
-    rows = min(_ROWS, max(len(clips), 1))
     with (
-        _Listener(REFERENCE, reference, rows) as a,
-        _Listener(CANDIDATE, candidate, rows) as b,
+        Listener(REFERENCE, reference, len(clips)) as a,
+        Listener(CANDIDATE, candidate, len(clips)) as b,
         ThreadPoolExecutor(1) as worker,
     ):
-        for batch in _batches(clips, reference.spec, errors, progress):
+        for batch in batches(clips, order, sample_rate, errors, progress):
             count += len(batch)
             true = [truth[heard.clip.path] for heard in batch]
             for offset_ms in config.offsets_ms:
                 for state in (FRESH, CARRIED):
-                    audio = [heard.audio(reference.spec, offset_ms, state) for heard in batch]
-                    theirs = worker.submit(a.listen_all, audio, config)
-                    heard_by = {CANDIDATE: b.listen_all(audio, config), REFERENCE: theirs.result()}
+                    is_fresh = state == FRESH
+                    audio = [heard.audio(reference.spec, offset_ms, is_fresh) for heard in batch]
+                    theirs = worker.submit(a.listen_all, audio, config.chunks_ms)
+                    heard_by = {
+                        CANDIDATE: b.listen_all(audio, config.chunks_ms),
+                        REFERENCE: theirs.result(),
+                    }
                     float_clip = heard_by[REFERENCE][None]
                     expected = _labels(reference.spec, float_clip)
                     for model, ways in heard_by.items():
@@ -215,6 +236,17 @@ def compare_sessions(
                             tally.agreed += _matches(said, expected)
                             tally.error = max(tally.error, _largest(logits, float_clip))
                             tally.clip_error = max(tally.clip_error, _largest(logits, ways[None]))
+            if config.events:
+                streams = word_streams(
+                    [heard.samples for heard in batch],
+                    true,
+                    background,
+                    sample_rate=sample_rate,
+                    seconds=0,
+                    rng=rng,
+                )
+                paths = [str(heard.clip.path) for heard in batch]
+                events += hear_events(reference, candidate, streams, paths, worker)
     if not count:
         raise CorpusError("no recordings to compare on: none of the set can be read")
     return StreamingComparison(
@@ -226,6 +258,7 @@ def compare_sessions(
         max_drop=max_drop,
         reference_tolerance=tolerance(reference),
         candidate_tolerance=tolerance(candidate),
+        events=events if events.reference.words else None,
     ), errors
 
 
@@ -241,12 +274,16 @@ def streaming_json(comparison: StreamingComparison) -> str:
 
 def streaming_fields(comparison: StreamingComparison) -> dict[str, object]:
     """A comparison and what follows from it, for JSON."""
-    return {
-        "verdict": comparison.verdict,
-        "passed": comparison.passed,
-        "failures": [*comparison.differences, *comparison.losses],
-        "context_loss": comparison.context_loss,
-    } | asdict(comparison)
+    return (
+        {
+            "verdict": comparison.verdict,
+            "passed": comparison.passed,
+            "failures": [*comparison.differences, *comparison.losses],
+            "context_loss": comparison.context_loss,
+        }
+        | asdict(comparison)
+        | {"events": comparison.events and event_fields(comparison.events)}
+    )
 
 
 @dataclass
@@ -255,120 +292,6 @@ class _Tally:
     agreed: int = 0
     error: float = 0.0
     clip_error: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """A clip, and what is heard before it if the state is carried."""
-
-    clip: Clip
-    samples: Samples
-    before: Samples
-
-    def audio(self, spec: ModelSpec, offset_ms: float, state: str) -> tuple[Samples, int]:
-        """All samples, whole frames of them, and the number of frames before the clip's."""
-        silence = np.zeros(round(offset_ms / 1000 * spec.features.sample_rate), np.float32)
-        clip = flushed(spec, np.concatenate([silence, self.samples]))
-        if state == FRESH:
-            return clip, 0
-        before = flushed(spec, self.before)
-        return np.concatenate([before, clip]), len(before) // spec.chunk_length
-
-
-class _Listener:
-    """One session with its streams, which are reset before each hearing."""
-
-    def __init__(self, name: str, session: Session, rows: int) -> None:
-        fixed = session.inputs[0].shape[0]
-        most = session.max_batch or rows
-        self.name, self.session = name, session
-        self._rows = fixed if isinstance(fixed, int) else min(rows, most)
-        self._stream = Stream(session, self._rows)
-
-    def listen_all(
-        self, audio: Sequence[tuple[Samples, int]], config: StreamingConfig
-    ) -> dict[float | None, list[Array]]:
-        """The clips in one push, by None, and as streams by the length of their chunks."""
-        return {ms: self.listen(audio, ms) for ms in (None, *_chunks_ms(self.session, config))}
-
-    def listen(
-        self, audio: Sequence[tuple[Samples, int]], chunk_ms: float | None = None
-    ) -> list[Array]:
-        """Logits (T, C) of each clip, without those of what comes before it."""
-        found: list[Array] = []
-        for start in range(0, len(audio), self._rows):
-            found += self._listen(audio[start : start + self._rows], chunk_ms)
-        return found
-
-    def _listen(self, audio: Sequence[tuple[Samples, int]], chunk_ms: float | None) -> list[Array]:
-        spec = self.session.spec
-        unit = fixed_length(self.session) or spec.chunk_length
-        longest = max(len(samples) for samples, _ in audio)
-        size = -(-longest // unit) * unit
-        if chunk_ms is not None:
-            size = round(chunk_ms / 1000 * spec.features.sample_rate)
-        # The rows to the end of the batch are silent: their number changes how kernels round.
-        batch = np.zeros((self._rows, -(-longest // size) * size), np.float32)
-        for row, (samples, _) in zip(batch, audio, strict=False):
-            row[: len(samples)] = samples
-        self._stream.reset()
-        pieces = [
-            # A session may give out the same memory each time.
-            self._stream.push(np.ascontiguousarray(batch[:, i : i + size])).copy()
-            for i in range(0, batch.shape[1], size)
-        ]
-        logits = np.concatenate(pieces, axis=1)
-        if not np.isfinite(logits).all():
-            raise SessionError(f"the {self.name} answers NaN; its file is damaged, export it again")
-        return [
-            logits[i, skipped : len(samples) // spec.chunk_length]
-            for i, (samples, skipped) in enumerate(audio)
-        ]
-
-    def __enter__(self) -> "_Listener":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stream.close()
-
-
-def _batches(
-    clips: Sequence[Clip],
-    spec: ModelSpec,
-    errors: list[AudioError],
-    progress: Callable[[int], None],
-) -> Iterator[list[_Heard]]:
-    """The clips that can be read, in random order: each is heard after the one before it."""
-    order = np.random.default_rng(_SEED).permutation(len(clips))
-    before: Samples | None = None
-    for start in range(0, len(clips), _ROWS):
-        read: list[tuple[Clip, Samples]] = []
-        numbers = order[start : start + _ROWS]
-        for i in numbers:
-            try:
-                read.append(
-                    (clips[i], read_audio(clips[i].path, spec.features.sample_rate).samples)
-                )
-            except AudioError as e:
-                errors.append(e)
-        if read:
-            # None comes before the first: it is heard after the last of its batch.
-            befores = [read[-1][1] if before is None else before, *(s for _, s in read[:-1])]
-            before = read[-1][1]
-            yield [_Heard(c, s, b) for (c, s), b in zip(read, befores, strict=True)]
-        progress(len(numbers))
-
-
-def _chunks_ms(session: Session, config: StreamingConfig) -> tuple[float, ...]:
-    """The chunks that a session takes, or its own where it takes none of them."""
-    rate = session.spec.features.sample_rate
-    unit = fixed_length(session) or session.spec.chunk_length
-    fitting = tuple(
-        ms
-        for ms in config.chunks_ms
-        if math.isclose(ms * rate / 1000, size := round(ms * rate / 1000)) and size % unit == 0
-    )
-    return fitting or (1000 * unit / rate,)
 
 
 def _row_order(item: tuple[tuple[str, float | None, float, str], _Tally]) -> tuple[object, ...]:

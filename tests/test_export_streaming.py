@@ -21,7 +21,7 @@ from cnngru_edge.runtime.decode import clip_scores
 from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import Stream, flushed
 
-SHORT = StreamingConfig(chunks_ms=(20, 80), offsets_ms=(5,))
+SHORT = StreamingConfig(chunks_ms=(20, 80), offsets_ms=(5,), events=False)
 FLOAT, INT8, CHUNK = "model.fp32.onnx", "model.int8.onnx", "model.int8.chunk.onnx"
 
 
@@ -116,7 +116,7 @@ def test_the_numbers_are_those_of_a_direct_computation(exported, few):
     comparison, errors = compare_streaming(exported / FLOAT, exported / CHUNK, few, SHORT)
     assert errors == []
     assert comparison.clips == len(few)
-    assert len(comparison.rows) == 2 * 3 * 1 * 2  # models, ways to cut, offsets, states
+    assert len(comparison.rows) == (3 + 2) * 1 * 2  # ways to cut of both, offsets, states
     with open_session(exported / FLOAT) as a, open_session(exported / CHUNK) as b:
         spec = a.spec
         truth = match_labels(few, spec.labels)
@@ -130,7 +130,8 @@ def test_the_numbers_are_those_of_a_direct_computation(exported, few):
                 first = [spec.labels[clip_scores(spec, one).argmax()] for one in expected]
                 error = max(np.abs(x - y).max() for x, y in zip(logits, expected, strict=True))
                 rows = [r for r in comparison.rows if (r.model, r.state) == (model, state)]
-                assert [r.chunk_ms for r in rows] == [None, 20, 80]
+                chunks_ms = {"reference": [None, 20, 80], "candidate": [None, 20]}
+                assert [r.chunk_ms for r in rows] == chunks_ms[model]
                 for row in rows:
                     assert row.offset_ms == 5
                     assert row.right == sum(
@@ -146,7 +147,7 @@ def test_the_numbers_are_those_of_a_direct_computation(exported, few):
 
 
 def test_the_states_and_the_offsets_are_different_hearings(exported, few):
-    config = StreamingConfig(chunks_ms=(20,), offsets_ms=(0, 5))
+    config = replace(SHORT, chunks_ms=(20,), offsets_ms=(0, 5))
     rows = [r for r in compared(exported, few, config=config).rows if r.model == "candidate"]
     assert len({r.max_abs_error for r in rows if r.chunk_ms is None}) == 4
     assert len({(r.offset_ms, r.state) for r in rows}) == 4
@@ -209,10 +210,8 @@ def test_what_both_lose_by_context_is_reported_and_no_failure(exported, few):
     assert comparison.context_loss["reference"] == comparison.context_loss["candidate"] > 50
 
 
-@pytest.mark.parametrize(("frames", "chunks"), [(2, [40, 80]), (3, [60])])
-def test_a_session_of_one_length_takes_its_multiples_or_its_own(
-    exported, few, tmp_path, frames, chunks
-):
+@pytest.mark.parametrize(("frames", "chunk_ms"), [(2, 40), (3, 60)])
+def test_a_session_of_one_length_takes_its_own_chunks(exported, few, tmp_path, frames, chunk_ms):
     from cnngru_edge.export.quantize import quantize_onnx
 
     path = tmp_path / "chunk.onnx"
@@ -220,7 +219,7 @@ def test_a_session_of_one_length_takes_its_multiples_or_its_own(
     config = replace(SHORT, chunks_ms=(20, 40, 80))
     comparison, _ = compare_streaming(exported / FLOAT, path, few[:4], config)
     rows = [r for r in comparison.rows if (r.model, r.state) == ("candidate", "fresh")]
-    assert [r.chunk_ms for r in rows] == [None, *chunks]
+    assert [r.chunk_ms for r in rows] == [None, chunk_ms]
     assert comparison.passed
 
 
@@ -263,9 +262,12 @@ def test_the_command_prints_a_table_or_json(cli, exported, folder):
     assert len(found["rows"]) == 2 * 5 * 4 * 2
     assert {row["chunk_ms"] for row in found["rows"]} == {None, 20, 40, 80, 160}
     assert {row["offset_ms"] for row in found["rows"]} == {0, 5, 10, 15}
+    assert found["events"]["candidate"]["words"] == found["events"]["reference"]["words"] == 4
     table = cli(*args, exported / FLOAT, exported / CHUNK)
     assert table.exit_code == 0
-    assert "│ candidate │ 160 ms │ carried │ " in table.stdout
+    assert "│ reference │ 160 ms │ carried │ " in table.stdout
+    assert "│ candidate │ 20 ms  │ carried │ " in table.stdout
+    assert "\n4 words in 0.00 h of streams: reference 0.0 false accepts/h (0.0-" in table.stdout
     assert table.stdout.endswith(": equal\n")
 
 
@@ -278,8 +280,8 @@ def test_the_command_fails_for_a_worse_model(cli, exported, folder, tmp_path):
     assert "candidate clip, offset 0 ms, fresh state: " in found["failures"][0]
     table = cli(*args, exported / FLOAT, worse)
     assert table.exit_code == 1
-    assert "and 35 more; --json lists them all" in table.stdout
-    assert cli(*args, "--max-drop", 100, exported / FLOAT, worse).exit_code == 0
+    assert "and 36 more; --json lists them all" in table.stdout
+    assert cli(*args, "--margin", 100, exported / FLOAT, worse).exit_code == 0
 
 
 def test_forms_of_different_models_are_not_compared(refused, exported, tiny_onnx):
