@@ -84,7 +84,8 @@ class Timing:
     real_time_factor: float  # mean host time to audio time: below 1 is faster than real time
     cuda_graph: bool
     host_ms: Times
-    latency_ms: Times | None = None  # these four of a GPU only
+    host_quantiles_ms: tuple[float, ...]  # the 0th to 100th percentile
+    latency_ms: Times | None = None  # these five of a GPU only
     h2d_ms: Times | None = None
     compute_ms: Times | None = None
     d2h_ms: Times | None = None
@@ -195,7 +196,7 @@ def bench(
             lengths["clip"] = chunks * spec.chunk_length
         with _watched() as load:
             timings = [
-                _measure(session, what, batch, length, duration_s, warm_up_s)
+                measure_steps(session, what, batch, length, duration_s, warm_up_s)
                 for what, length in lengths.items()
             ]
         return Bench(
@@ -217,9 +218,10 @@ def bench(
         )
 
 
-def _measure(
+def measure_steps(
     session: Session, what: str, batch: int, length: int, duration_s: float, warm_up_s: float
 ) -> Timing:
+    """Push so many samples at a time through `batch` streams of a session; see `bench`."""
     spec = session.spec
     if session.max_samples is not None and length > session.max_samples:
         raise SessionError(
@@ -252,6 +254,7 @@ def _measure(
         real_time_factor=float(np.mean(host)) / audio_ms,
         cuda_graph=has_graph,
         host_ms=Times.of(host),
+        host_quantiles_ms=tuple(np.percentile(host, range(101)).tolist()),
         **on_device,
     )
 

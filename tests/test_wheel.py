@@ -51,7 +51,11 @@ def test_it_holds_the_package_and_nothing_else(wheel):
     }
     data = {
         f"cnngru_edge/{path.relative_to(ROOT)}"
-        for pattern in ("calibration/demo/*/*.flac", "models/pretrained/*.safetensors")
+        for pattern in (
+            "export/*.j2",
+            "calibration/demo/*/*.flac",
+            "models/pretrained/*.safetensors",
+        )
         for path in ROOT.glob(pattern)
     }
     demo = {f"cnngru_edge/calibration/demo/{name}" for name in ("manifest.csv", "README.md")}
