@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cnngru_edge.calibration.audit import Audit
 from cnngru_edge.export.compare import Comparison
+from cnngru_edge.export.plan import Plan
 from cnngru_edge.export.streaming import StreamingComparison
 from cnngru_edge.export.targets import CPU, TENSORRT, TENSORRT_FP16
 from cnngru_edge.models.errors import AudioError
@@ -12,14 +14,16 @@ from cnngru_edge.models.receipt import Coverage
 
 if TYPE_CHECKING:
     from cnngru_edge.export.parity import Parity  # of torch, which a device does not have
+    from cnngru_edge.export.sensitivity import Sensitivity  # of onnx, which a device may not have
 
 TORCHSCRIPT = "model.ts"
 FLOAT = "model.fp32.onnx"
 INT8 = "model.int8.onnx"
+CHUNK = "model.int8.chunk.onnx"
 INT8_FORMS = {
     # file: target, and whether it is the clip form (any length) or the chunk form (a few frames)
     INT8: (CPU, True),
-    "model.int8.chunk.onnx": (CPU, False),
+    CHUNK: (CPU, False),
     "model.int8.tensorrt.clip.onnx": (TENSORRT.name, True),
     "model.int8.tensorrt.chunk.onnx": (TENSORRT.name, False),
     "model.int8.tensorrt-fp16.clip.onnx": (TENSORRT_FP16.name, True),
@@ -32,6 +36,7 @@ ENGINES = {
 """Engines for streaming, and the library that builds each, where it can here."""
 COVERAGE = "coverage.json"
 RANGES = "ranges.json"
+PLAN = "plan.json"
 COMPARISON = "comparison.json"
 STREAMING = "streaming.json"
 
@@ -44,6 +49,9 @@ class ExportReport:
     comparisons: dict[str, Comparison] = field(default_factory=dict)  # by the INT8 file's name
     streaming: dict[str, StreamingComparison] = field(default_factory=dict)  # the same
     coverages: dict[str, Coverage] = field(default_factory=dict)
+    plan: Plan = field(default_factory=lambda: Plan(()))
+    audit: Audit | None = None
+    sensitivity: "Sensitivity | None" = None
     parity: "list[Parity]" = field(default_factory=list)
     errors: list[AudioError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what did not go as it should

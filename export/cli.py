@@ -4,7 +4,6 @@ Results go to stdout; progress, notes and warnings to stderr. Exit 0: done and p
 failure, in one line. 2: usage.
 """
 
-import json
 import signal
 import sys
 import warnings
@@ -15,70 +14,26 @@ from typing import Any
 import click
 from rich.console import Console
 
-from cnngru_edge.calibration.ranges import METHODS, CalibrateConfig
-from cnngru_edge.export.compare import MAX_DROP
-from cnngru_edge.export.progress import advance_of, progress_bars
-from cnngru_edge.export.targets import CPU, MAX_FRAMES, MIN_COVERAGE, TARGETS
+from cnngru_edge.calibration.cli import audit
+from cnngru_edge.calibration.ranges import CalibrateConfig
+from cnngru_edge.export.options import (
+    calibrate_options,
+    command_line,
+    data_option,
+    min_coverage_option,
+    plan_option,
+    task_option,
+)
+from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
+from cnngru_edge.export.verdict_cli import compare, inspect, sensitivity
 from cnngru_edge.models.errors import AudioError, BackendMissing, EdgeError
-from cnngru_edge.runtime.cli import FILE, as_json_option, bench, doctor, report_skipped, run
+from cnngru_edge.runtime.cli import FILE, bench, doctor, report_skipped, run, selftest
 from cnngru_edge.runtime.engine_file import LIBRARIES
+from cnngru_edge.runtime.progress import advance_of, progress_bars
 from cnngru_edge.runtime.stream import FLUSH_S
 
 _GRAPHS = {"onnx", "onnx_ir"}
-_EXTRA = {"torch", "torchaudio", "safetensors", "scipy"} | _GRAPHS
-
-data_option = click.option(
-    "--data",
-    type=FILE,
-    help="Recordings: a folder with one folder per label, or with a manifest.csv.  "
-    "[default: the synthesized demo clips]",
-)
-task_option = click.option("--task", help="Which task of a manifest.csv that lists several.")
-max_drop_option = click.option(
-    "--max-drop",
-    type=click.FloatRange(0),
-    default=MAX_DROP,
-    help="Percentage points of accuracy that INT8 may cost.",
-)
-min_coverage_option = click.option(
-    "--min-coverage",
-    type=click.FloatRange(0, 1),
-    default=MIN_COVERAGE,
-    help="Share of the weights that has to compute in INT8.",
-)
-
-
-def calibrate_options(command: Any) -> Any:
-    """The options that `export` and `calibrate` share, one for each field of CalibrateConfig."""
-    default = CalibrateConfig()
-    for option in (
-        click.option(
-            "--workers",
-            type=click.IntRange(1),
-            default=default.workers,
-            help="Processes to share the recordings; the ranges do not depend on it.",
-        ),
-        click.option(
-            "--min-clips",
-            type=click.IntRange(1),
-            default=default.min_clips,
-            help="Fail with fewer recordings.",
-        ),
-        click.option(
-            "--percentile",
-            type=click.FloatRange(50, 100),
-            default=default.percentile,
-            help="Share of the magnitudes that the percentile method keeps.",
-        ),
-        click.option(
-            "--method",
-            type=click.Choice(METHODS),
-            default=default.method,
-            help="How a range is chosen from what was seen.",
-        ),
-    ):
-        command = option(command)
-    return command
+_EXTRA = {"jinja2", "torch", "torchaudio", "safetensors", "scipy"} | _GRAPHS
 
 
 class Group(click.Group):
@@ -199,7 +154,13 @@ def train(
 @data_option
 @task_option
 @calibrate_options
-@max_drop_option
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0),
+    help="Percentage points of accuracy that INT8 may cost; as few layers as that takes are kept "
+    "in float.  [default: all in INT8, and no more than 0.5 points proven to be lost]",
+)
+@plan_option
 @min_coverage_option
 @click.option(
     "--chunk-frames",
@@ -207,20 +168,27 @@ def train(
     default=1,
     help="Output frames that the chunk forms take at a time.",
 )
+@click.option("--force", is_flag=True, help="Go on with recordings that the audit calls unfit.")
 def export(
     checkpoint: Path | None,
     out: Path,
     data: Path | None,
     task: str | None,
-    max_drop: float,
+    max_drop: float | None,
+    plan: Path | None,
     min_coverage: float,
     chunk_frames: int,
+    force: bool,
     **options: Any,
 ) -> None:
     """Trace, calibrate, quantize, build and compare a CHECKPOINT: all is written or nothing.
 
     Without a CHECKPOINT it takes the keyword model that comes with the package.
     """
+    if plan and max_drop is not None:
+        raise click.UsageError(
+            "--plan says what is kept in float, --max-drop searches it; give one"
+        )
     from cnngru_edge.calibration.corpus import DEMO, read_corpus
     from cnngru_edge.export import pipeline
     from cnngru_edge.export.summary import print_summary
@@ -235,8 +203,11 @@ def export(
             out,
             CalibrateConfig(**options),
             max_drop=max_drop,
+            plan=plan,
             min_coverage=min_coverage,
             chunk_frames=chunk_frames,
+            force=force,
+            command=command_line(),
             progress=advance_of(bar),
         )
     print_summary(report, Console(markup=False))
@@ -306,6 +277,7 @@ def calibrate(graph: Path, out: Path, data: Path | None, task: str | None, **opt
     type=click.IntRange(1, MAX_FRAMES),
     help="Take just so many output frames at a time, without a loop.  [default: any length]",
 )
+@plan_option
 @min_coverage_option
 def quantize(
     graph: Path,
@@ -313,12 +285,15 @@ def quantize(
     out: Path,
     target: str,
     frames: int | None,
+    plan: Path | None,
     min_coverage: float,
 ) -> None:
     """Write the INT8 form of a float GRAPH, for ONNX Runtime on a CPU or for TensorRT."""
+    from cnngru_edge.export.plan import Plan
     from cnngru_edge.export.quantize import quantize_checked
 
-    receipt = quantize_checked(graph, ranges, out, target, frames, min_coverage)
+    loaded = Plan.load(plan) if plan else None
+    receipt = quantize_checked(graph, ranges, out, target, frames, min_coverage, loaded)
     size = f"{out.stat().st_size / 1000:.0f} KB"
     if receipt is None:
         click.echo(f"{out}: {size}; INT8 not proven, for TensorRT-RTX is not installed")
@@ -416,68 +391,6 @@ def build(
 
 
 @main.command()
-@click.argument("reference", type=FILE)
-@click.argument("candidate", type=FILE)
-@data_option
-@task_option
-@click.option(
-    "--set",
-    "set_name",
-    type=click.Choice(["train", "calib", "eval", "all"]),
-    default="eval",
-    help="Which recordings of the corpus.",
-)
-@click.option(
-    "--streaming",
-    is_flag=True,
-    help="Hear them as clips and as streams, cut and begun in several ways, after another clip and "
-    "alone; exit 1 also if a stream does not answer as its clip.",
-)
-@max_drop_option
-@as_json_option
-def compare(
-    reference: Path,
-    candidate: Path,
-    data: Path | None,
-    task: str | None,
-    set_name: str,
-    streaming: bool,
-    max_drop: float,
-    as_json: bool,
-) -> None:
-    """Let two artefacts answer the same labelled recordings; exit 1 if CANDIDATE is worse."""
-    from cnngru_edge.calibration.corpus import DEMO, read_corpus
-    from cnngru_edge.export import compare as of_clips
-    from cnngru_edge.export import streaming as of_streams
-    from cnngru_edge.export import summary
-
-    corpus = read_corpus(data or DEMO, task)
-    clips = corpus.clips if set_name == "all" else corpus.of(set_name)
-    with progress_bars() as bar:
-        advance = advance_of(bar)
-        run_comparison = of_streams.compare_streaming if streaming else of_clips.compare
-        comparison, errors = run_comparison(
-            reference,
-            candidate,
-            clips,
-            max_drop=max_drop,
-            progress=lambda n: advance("compare", n, len(clips)),
-        )
-    if isinstance(comparison, of_streams.StreamingComparison):
-        if as_json:
-            click.echo(of_streams.streaming_json(comparison))
-        else:
-            summary.print_streaming(comparison, Console(markup=False))
-    elif as_json:
-        click.echo(of_clips.comparison_json(comparison))
-    else:
-        summary.print_comparison(comparison, Console(markup=False))
-    report_skipped(errors)
-    if not comparison.passed:
-        sys.exit(1)
-
-
-@main.command()
 @click.argument("checkpoint", type=FILE)
 @click.option("--engine", type=FILE, required=True, help="Its INT8 artefact, which is to decide.")
 @click.option("--data", type=FILE, required=True, help="Folder per label, or manifest.csv.")
@@ -540,25 +453,10 @@ def tune(
     report_skipped(errors)
 
 
-@main.command()
-@click.argument("artefact", type=FILE)
-@as_json_option
-def inspect(artefact: Path, as_json: bool) -> None:
-    """Show what is inside an ARTEFACT: inputs, outputs, spec, and the precision of every layer."""
-    from cnngru_edge.export.inspection import inspect as look_inside
-    from cnngru_edge.export.summary import print_inspection
-
-    found = look_inside(artefact)
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-    else:
-        print_inspection(found, Console(markup=False))
-
-
 def _show_warning(message: Warning | str, *_: Any) -> None:
     """For a user, without the line of code that it came from."""
     click.echo(f"warning: {message}", err=True)
 
 
-for command in (run, bench, doctor):
+for command in (audit, compare, sensitivity, run, selftest, bench, inspect, doctor):
     main.add_command(command)

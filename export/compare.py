@@ -1,23 +1,51 @@
-"""Two artefacts on the same labelled recordings: accuracies, agreement, the clips that flipped."""
+"""Two artefacts on the same labelled recordings: a verdict, its reasons, the clips that flipped."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import soundfile
 
-from cnngru_edge.calibration.corpus import Clip, match_labels
+from cnngru_edge.calibration.corpus import Clip
+from cnngru_edge.export.answers import (
+    CLEAN,
+    RESULTS_SUFFIX,
+    Answered,
+    Artefact,
+    Conditions,
+    Results,
+    answer_clips,
+)
+from cnngru_edge.export.statistics import (
+    BETTER,
+    CONFIDENCE,
+    EQUAL,
+    NOT_ENOUGH,
+    WORSE,
+    Pairs,
+    clips_needed,
+    cohen_kappa,
+    mcnemar_exact,
+    newcombe_interval,
+    pairs_of,
+    verdict_of,
+)
+from cnngru_edge.models.atomic import file_sha256, staged
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
-from cnngru_edge.runtime.audio import Samples, read_audio
-from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.audio import Recording, read_audio
 from cnngru_edge.runtime.session import Session, open_session
-from cnngru_edge.runtime.stream import clip_logits
 
-MAX_DROP = 0.5
-"""Percentage points of accuracy that quantization may cost."""
+MARGIN = 0.5
+"""Percentage points of accuracy within which two models count as equal."""
 
-_SIGNIFICANCE = 0.05
+Interval = tuple[float, float]
+
+_UNSAFE = re.compile(r"[^\w.-]")  # in a file's name
 
 
 @dataclass(frozen=True)
@@ -25,108 +53,380 @@ class Flip:
     """A clip that the two models answer differently."""
 
     path: str
+    condition: str
     true: str
     reference: str
     candidate: str
+    reference_margin: float  # best probability less the second
+    candidate_margin: float
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Accuracies as shares of the clips, delta in percentage points."""
+class Condition:
+    """Both models on all clips in one condition; differences in percentage points."""
 
+    condition: str
+    clips: int
+    reference_accuracy: float
+    candidate_accuracy: float
+    delta: float  # candidate less reference
+    delta_ci: Interval
+    confidence: float
+    mcnemar_p: float
+    kappa: float
+    agreement: float
+    verdict: str
+    clips_needed: int | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The clips of one class or speaker, clean."""
+
+    group: str
     clips: int
     reference_accuracy: float
     candidate_accuracy: float
     delta: float
-    agreement: float
+    delta_ci95: Interval
+    flips: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Accuracies as shares of the clips, differences in percentage points.
+
+    Of the clean clips, but for `conditions`. Where there are several, each has an interval of a
+    confidence that makes all of them together hold at 95 % (Bonferroni).
+    """
+
+    reference: Artefact
+    candidate: Artefact
+    labels: tuple[str, ...]
+    sample_rate: int
+    clips: int
+    left_out: int  # that only one of the two has heard
+    margin: float
+    delta_ci95: Interval
+    conditions: tuple[Condition, ...]
+    by_class: tuple[Group, ...]
+    by_speaker: tuple[Group, ...]  # those who lose most first
+    confusion: Mapping[str, list[list[int]]]  # reference, candidate: rows truth, columns answer
     flips: tuple[Flip, ...]
-    max_drop: float
+
+    @property
+    def clean(self) -> Condition:
+        """The condition without noise."""
+        return self.conditions[0]
 
     @property
     def verdict(self) -> str:
-        """`equal`, `worse` or `not enough data`: see `drop_verdict`."""
-        return drop_verdict(round(-self.delta / 100 * self.clips), self.clips, self.max_drop)
+        """`equal`, `better`, `worse` or `not enough data`: the gravest of the conditions."""
+        verdicts = {condition.verdict for condition in self.conditions}
+        return next(v for v in (WORSE, NOT_ENOUGH, BETTER, EQUAL) if v in verdicts)
 
     @property
     def passed(self) -> bool:
-        """Whether the candidate is not shown to be worse."""
-        return self.verdict != "worse"
+        """Whether the candidate is proven to be no worse than the margin allows."""
+        return self.verdict in {EQUAL, BETTER}
+
+    @property
+    def clips_needed(self) -> int | None:
+        """About how many clips would settle what is not settled."""
+        return max((c.clips_needed for c in self.conditions if c.clips_needed), default=None)
+
+    @property
+    def summary(self) -> str:
+        """The verdict and its reason, in a line."""
+        clean = self.clean
+        line = (
+            f"{self.clips} clips: reference {clean.reference_accuracy:.2%}, candidate "
+            f"{clean.candidate_accuracy:.2%}, {interval_text(clean.delta, self.delta_ci95)} points "
+            f"(95 %), agreement {clean.agreement:.2%}: {self.verdict}"
+        )
+        if self.verdict == NOT_ENOUGH:
+            needed = f"about {self.clips_needed:,} clips" if self.clips_needed else "no number"
+            line += f" for a margin of {self.margin:g}; {needed} would be enough"
+        return line
 
 
 def compare(
     reference: Path,
     candidate: Path,
+    root: Path,
     clips: Sequence[Clip],
     *,
-    max_drop: float = MAX_DROP,
+    conditions: Conditions | None = None,
+    margin: float = MARGIN,
+    workers: int = 1,
     progress: Callable[[int], None] = lambda clips: None,
 ) -> tuple[Comparison, list[AudioError]]:
     """Let both answer every clip; the comparison, and the recordings left out.
 
+    Args:
+        reference: an artefact, or a `.json` of results that were saved, here or elsewhere.
+        candidate: the same.
+        root: the corpus's folder; clips are known by their path from it.
+        clips: to answer.
+        conditions: how they are heard.
+        margin: see MARGIN.
+        workers: processes for each artefact.
+        progress: called with the number of answers that are newly there; there are two a clip.
+
     Raises:
-        SessionError: an artefact cannot be opened, or the two have different labels.
+        SessionError: an artefact cannot be opened, the two have different labels, or they have not
+            heard the same.
         CorpusError: no clip can be used, or one has a label that the models do not know.
     """
-    answers: list[tuple[str, str, str]] = []  # true, reference, candidate
-    paths, errors = [], []
-    with open_session(reference) as a, open_session(candidate) as b:
-        check_labels(reference, candidate, a, b)
-        truth = match_labels(clips, a.spec.labels)
-        for clip in clips:
-            try:
-                samples = read_audio(clip.path, a.spec.features.sample_rate).samples
-            except AudioError as e:
-                errors.append(e)
-            else:
-                answers.append((truth[clip.path], answer(a, samples), answer(b, samples)))
-                paths.append(str(clip.path))
-            progress(1)
-    if not answers:
-        raise CorpusError("no recordings to compare on: none of the set can be read")
-    true, first, second = (np.array(column) for column in zip(*answers, strict=True))
-    flips = tuple(Flip(paths[i], *answers[i]) for i in np.flatnonzero(first != second))
-    right_first, right_second = int((first == true).sum()), int((second == true).sum())
+    answers, errors = answers_of(
+        (reference, candidate),
+        root,
+        clips,
+        conditions or Conditions(),
+        workers=workers,
+        progress=progress,
+    )
+    return compare_results(*answers, margin=margin), errors
+
+
+def answers_of(
+    artefacts: Sequence[Path],
+    root: Path,
+    clips: Sequence[Clip],
+    conditions: Conditions,
+    *,
+    workers: int = 1,
+    progress: Callable[[int], None] = lambda clips: None,
+) -> tuple[list[Results], list[AudioError]]:
+    """The answers of each artefact, and the recordings left out; see `compare`."""
+    first, *others = [(path, _labels_of(path)) for path in artefacts]  # before the long part
+    for path, labels in others:
+        if labels != first[1]:
+            raise SessionError(_other_labels(str(first[0]), str(path), first[1], labels))
+    found: list[Results] = []
+    errors: dict[str, AudioError] = {}  # each once, though both cannot read it
+    for path in artefacts:
+        if path.suffix == RESULTS_SUFFIX:
+            found.append(Results.load(path))
+            progress(len(clips))
+            continue
+        results, more = answer_clips(
+            path, root, clips, conditions, workers=workers, progress=progress
+        )
+        found.append(results)
+        errors |= {str(error): error for error in more}
+    return found, list(errors.values())
+
+
+def compare_results(reference: Results, candidate: Results, *, margin: float) -> Comparison:
+    """Both models' answers to the clips that both have heard; see `compare`."""
+    _check_same(reference, candidate)
+    heard = {clip.path: clip for clip in reference.clips}
+    both = [(heard[c.path], c) for c in candidate.clips if c.path in heard]
+    for a, b in both:
+        if (a.sha256, a.true) != (b.sha256, b.true):
+            raise CorpusError(
+                f"{b.path}: not the recording, or not the label, that {reference.artefact.path} "
+                "has answered; compare on the same files"
+            )
+    if not both:
+        raise CorpusError(
+            f"{reference.artefact.path} and {candidate.artefact.path} have no clip in common; "
+            "compare on the same corpus"
+        )
+    names = reference.conditions
+    confidence = 1 - (1 - CONFIDENCE) / len(names)
+    measured = tuple(_condition(name, both, i, margin, confidence) for i, name in enumerate(names))
+    by_class, by_speaker = (_groups(both, key) for key in ("true", "speaker"))
+    order = {label: i for i, label in enumerate(reference.labels)}
     return Comparison(
-        clips=len(answers),
-        reference_accuracy=right_first / len(answers),
-        candidate_accuracy=right_second / len(answers),
-        delta=100 * (right_second - right_first) / len(answers),
-        agreement=1 - len(flips) / len(answers),
-        flips=flips,
-        max_drop=max_drop,
-    ), errors
-
-
-def drop_verdict(lost: int, clips: int, max_drop: float) -> str:
-    """`equal`: no more was lost than `max_drop`; `worse`: more, and not by chance.
-
-    `not enough data`: more, but of so few clips that a candidate which really loses `max_drop`
-    would often do so too (exact binomial test, one-sided, 5 %).
-    """
-    if lost <= max_drop / 100 * clips:
-        return "equal"
-    from scipy.stats import binom  # not on a device, which can compare all the same
-
-    chance = binom.sf(lost - 1, clips, max_drop / 100)
-    return "not enough data" if chance > _SIGNIFICANCE else "worse"
+        reference=reference.artefact,
+        candidate=candidate.artefact,
+        labels=reference.labels,
+        sample_rate=reference.sample_rate,
+        clips=len(both),
+        left_out=len(reference.clips) + len(candidate.clips) - 2 * len(both),
+        margin=margin,
+        delta_ci95=_points(newcombe_interval(_pairs(both, 0))),
+        conditions=measured,
+        by_class=tuple(sorted(by_class, key=lambda group: order[group.group])),
+        by_speaker=tuple(sorted(by_speaker, key=lambda group: (group.delta, -group.flips))),
+        confusion={
+            "reference": _confusion([a for a, _ in both], order),
+            "candidate": _confusion([b for _, b in both], order),
+        },
+        flips=tuple(flip for i, name in enumerate(names) for flip in _flips(both, i, name)),
+    )
 
 
 def check_labels(reference: Path, candidate: Path, a: Session, b: Session) -> None:
     """Refuse two models whose labels are not the same, in the same order."""
     if a.spec.labels != b.spec.labels:
         raise SessionError(
-            f"{candidate}: labels are {', '.join(b.spec.labels)}; those of {reference} are "
-            f"{', '.join(a.spec.labels)}"
+            _other_labels(str(reference), str(candidate), a.spec.labels, b.spec.labels)
         )
 
 
+def comparison_fields(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as the object that `compare --json` prints."""
+    clean = comparison.clean
+    first = ("reference_accuracy", "candidate_accuracy", "delta", "mcnemar_p", "kappa", "agreement")
+    return {
+        "verdict": comparison.verdict,
+        "passed": comparison.passed,
+        **{name: getattr(clean, name) for name in first},
+        "clips_needed": comparison.clips_needed,
+        **asdict(comparison),
+    }
+
+
 def comparison_json(comparison: Comparison) -> str:
-    """A comparison as the one JSON object that `compare --json` prints."""
-    verdict = {"verdict": comparison.verdict, "passed": comparison.passed}
-    return json.dumps(asdict(comparison) | verdict, indent=1)
+    """The same as text."""
+    return json.dumps(comparison_fields(comparison), indent=1)
 
 
-def answer(session: Session, samples: Samples) -> str:
-    """The label that a model gives a clip."""
-    scores = clip_scores(session.spec, clip_logits(session, samples))
-    return session.spec.labels[int(scores.argmax())]
+def interval_text(delta: float, interval: Interval) -> str:
+    """A difference and its interval, as `-0.08 (-0.59 to +0.41)`."""
+    return f"{delta:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})"
+
+
+def heard_clip(
+    root: Path, conditions: Conditions, sample_rate: int, path: str, condition: str
+) -> Recording:
+    """A clip as it was answered: at the model's rate, and in noise if that is the condition.
+
+    Raises:
+        AudioError: it is not there, or not as it was: the answers came from elsewhere.
+    """
+    source = root / path
+    recording = read_audio(source, sample_rate)
+    if condition == CLEAN:
+        return recording
+    heard = list(conditions.heard(recording.samples, file_sha256(source), sample_rate))
+    return replace(recording, samples=heard[conditions.names.index(condition)])
+
+
+def save_flips(
+    comparison: Comparison, root: Path, folder: Path, conditions: Conditions | None = None
+) -> None:
+    """Put the clips that flipped into a folder, to listen to, as they were answered.
+
+    16-bit WAV, named by number, condition, truth and both answers.
+
+    Raises:
+        AudioError: as `heard_clip`.
+    """
+    conditions = conditions or Conditions()
+    rate = comparison.sample_rate
+    with staged(folder) as stage:
+        for number, flip in enumerate(comparison.flips, start=1):
+            recording = heard_clip(root, conditions, rate, flip.path, flip.condition)
+            said = (flip.condition, flip.true, flip.reference, flip.candidate)
+            name = "_".join((f"{number:03}", *said, Path(flip.path).stem))
+            samples = np.clip(recording.samples, -1, 1)
+            soundfile.write(stage / f"{_UNSAFE.sub('-', name)}.wav", samples, rate)
+
+
+def _check_same(reference: Results, candidate: Results) -> None:
+    """Refuse answers that cannot be put side by side."""
+    names = reference.artefact.path, candidate.artefact.path
+    if reference.labels != candidate.labels:
+        raise SessionError(_other_labels(*names, reference.labels, candidate.labels))
+    heard = [(r.conditions, r.conditions_sha256) for r in (reference, candidate)]
+    if heard[0] != heard[1]:
+        raise SessionError(
+            f"{names[1]}: has heard the clips {', '.join(candidate.conditions)}, {names[0]} "
+            f"{', '.join(reference.conditions)}; give both the same --noise, --snr and --seed"
+        )
+
+
+def _labels_of(path: Path) -> tuple[str, ...]:
+    if path.suffix == RESULTS_SUFFIX:
+        return Results.load(path).labels
+    with open_session(path) as session:
+        labels: tuple[str, ...] = session.spec.labels
+    return labels
+
+
+def _other_labels(reference: str, candidate: str, *labels: Sequence[str]) -> str:
+    first, second = (", ".join(names) for names in labels)
+    return f"{candidate}: labels are {second}; those of {reference} are {first}"
+
+
+def _pairs(both: Sequence[tuple[Answered, Answered]], condition: int) -> Pairs:
+    return pairs_of(
+        [a.true for a, _ in both],
+        [a.answers[condition].label for a, _ in both],
+        [b.answers[condition].label for _, b in both],
+    )
+
+
+def _condition(
+    name: str,
+    both: Sequence[tuple[Answered, Answered]],
+    number: int,
+    margin: float,
+    confidence: float,
+) -> Condition:
+    said = [[one[side].answers[number].label for one in both] for side in (0, 1)]
+    pairs = _pairs(both, number)
+    return Condition(
+        condition=name,
+        clips=len(both),
+        reference_accuracy=pairs.reference_right / len(both),
+        candidate_accuracy=pairs.candidate_right / len(both),
+        delta=100 * pairs.delta,
+        delta_ci=_points(newcombe_interval(pairs, confidence)),
+        confidence=confidence,
+        mcnemar_p=mcnemar_exact(int(pairs.reference_only), int(pairs.candidate_only)),
+        kappa=cohen_kappa(*said),
+        agreement=sum(a == b for a, b in zip(*said, strict=True)) / len(both),
+        verdict=verdict_of(pairs, margin, confidence),
+        clips_needed=clips_needed(pairs, margin, confidence),
+    )
+
+
+def _groups(both: Sequence[tuple[Answered, Answered]], key: str) -> list[Group]:
+    """The clips by class or speaker; those of unknown speakers are in none."""
+    members: dict[str, list[tuple[Answered, Answered]]] = defaultdict(list)
+    for a, b in both:
+        if name := getattr(a, key):
+            members[name].append((a, b))
+    found = []
+    for name, inside in members.items():
+        pairs = _pairs(inside, 0)
+        found.append(
+            Group(
+                group=name,
+                clips=len(inside),
+                reference_accuracy=pairs.reference_right / len(inside),
+                candidate_accuracy=pairs.candidate_right / len(inside),
+                delta=100 * pairs.delta,
+                delta_ci95=_points(newcombe_interval(pairs)),
+                flips=sum(a.answers[0].label != b.answers[0].label for a, b in inside),
+            )
+        )
+    return found
+
+
+def _confusion(clips: Sequence[Answered], order: Mapping[str, int]) -> list[list[int]]:
+    counts = np.zeros((len(order), len(order)), int)
+    for clip in clips:
+        counts[order[clip.true], order[clip.answers[0].label]] += 1
+    table: list[list[int]] = counts.tolist()
+    return table
+
+
+def _flips(both: Sequence[tuple[Answered, Answered]], number: int, name: str) -> list[Flip]:
+    found = []
+    for a, b in both:
+        first, second = a.answers[number], b.answers[number]
+        if first.label != second.label:
+            found.append(
+                Flip(a.path, name, a.true, first.label, second.label, first.margin, second.margin)
+            )
+    return found
+
+
+def _points(interval: Interval) -> Interval:
+    return 100 * interval[0], 100 * interval[1]

@@ -4,31 +4,56 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
+from cnngru_edge.calibration.audit import Audit, audit, with_scales
 from cnngru_edge.calibration.collect import calibrate
-from cnngru_edge.calibration.corpus import EVAL, Clip, Corpus, calibration_clips, match_labels
+from cnngru_edge.calibration.corpus import (
+    EVAL,
+    Clip,
+    Corpus,
+    calibration_clips,
+    match_labels,
+    spread,
+)
 from cnngru_edge.calibration.ranges import CalibrateConfig
+from cnngru_edge.export.answers import Conditions
 from cnngru_edge.export.artefacts import (
+    CHUNK,
     COMPARISON,
     COVERAGE,
     ENGINES,
     FLOAT,
     INT8,
     INT8_FORMS,
+    PLAN,
     RANGES,
     STREAMING,
     TORCHSCRIPT,
     ExportReport,
 )
-from cnngru_edge.export.compare import MAX_DROP, compare, comparison_json
+from cnngru_edge.export.compare import (
+    MARGIN,
+    answers_of,
+    compare_results,
+    comparison_fields,
+    heard_clip,
+    interval_text,
+)
 from cnngru_edge.export.engine import remove_engine, write_engine
+from cnngru_edge.export.evidence import described_files, evidence, latencies
 from cnngru_edge.export.inspection import coverage
+from cnngru_edge.export.long_streams import load
 from cnngru_edge.export.onnx_export import export_onnx
 from cnngru_edge.export.parity import Parity, check_parity
-from cnngru_edge.export.quantize import quantize_onnx
+from cnngru_edge.export.plan import Plan, search_fields
+from cnngru_edge.export.quantize import layers_in, quantize_onnx
+from cnngru_edge.export.report import write_report
+from cnngru_edge.export.search import search_plan
+from cnngru_edge.export.sensitivity import sensitivity
+from cnngru_edge.export.statistics import WORSE
 from cnngru_edge.export.streaming import (
-    StreamingComparison,
     StreamingConfig,
     compare_streaming,
     streaming_fields,
@@ -46,7 +71,10 @@ from cnngru_edge.runtime.audio import Samples, read_audio
 
 _PARITY_CLIPS = 8
 _STREAMED_CLIPS = 48
-_STREAMED = StreamingConfig(chunks_ms=(20, 160), offsets_ms=(7.3125,))
+_MEASURED_CLIPS = 64
+_SEARCHED_CLIPS = 1000
+_SAID_LATER = {"count", "unreadable"}
+_STREAMED = StreamingConfig(chunks_ms=(20, 160), offsets_ms=(7.3125,), events=False)
 """`compare --streaming` in short: an offset of an odd number of samples, 117 at 16 kHz."""
 
 Progress = Callable[[str, int, int], None]
@@ -69,17 +97,35 @@ def export(
     out: Path,
     config: CalibrateConfig,
     *,
-    max_drop: float = MAX_DROP,
+    max_drop: float | None = None,
+    plan: Path | None = None,
     min_coverage: float = MIN_COVERAGE,
     chunk_frames: int = 1,
+    force: bool = False,
+    command: str = "",
     progress: Progress = lambda stage, done, total: None,
 ) -> ExportReport:
     """Trace, calibrate, quantize, build and compare; `out` gets everything once all has passed.
 
+    Args:
+        checkpoint: the trained model.
+        corpus: recordings for calibration and evaluation.
+        out: the folder to write to.
+        config: see CalibrateConfig.
+        max_drop: percentage points of accuracy that INT8 may cost on the calibration clips; layers
+            are kept in float until that holds. None for INT8 throughout.
+        plan: a file that says which layers are kept in float.
+        min_coverage: share of the weights that are to be in INT8 which has to compute in it.
+        chunk_frames: output frames that the chunk forms take at a time.
+        force: go on with recordings that the audit calls unfit.
+        command: that the report says it was made by.
+        progress: see Progress.
+
     Raises:
+        CorpusError: the recordings are not fit to calibrate or evaluate with.
         ParityError: a float artefact differs from the model.
         ExportError: an INT8 model answers worse than the float one, or less of it is in INT8 than
-            `min_coverage` of the weights.
+            was planned.
         EdgeError: any other stage's own.
     """
     report = ExportReport(out)
@@ -87,8 +133,14 @@ def export(
     calibration, evaluation = calibration_clips(corpus, config.min_clips), corpus.of(EVAL)
     if not evaluation:
         raise CorpusError(f"{corpus.root}: no clips in the set 'eval' to compare on")
-    match_labels(corpus.clips, model.spec.labels)  # before the long part, not after it
+    # Before the long part, not after it.
+    truth = match_labels(corpus.clips, model.spec.labels)
+    given = Plan.load(plan) if plan else None
+    margin = MARGIN if max_drop is None else max_drop
+    rate = model.spec.features.sample_rate
     with staged(out) as stage:
+        with _timed(report, "audit"):
+            report.audit = _audited(corpus, config, rate, force, progress)
         with _timed(report, "trace"):
             report.parity = trace(model, stage, parity_clips(calibration, model.spec))
             progress("trace", 1, 1)
@@ -100,68 +152,149 @@ def export(
                 lambda n: progress("calibrate", n, len(calibration)),
             )
             ranges.save(stage / RANGES)
+            report.audit = with_scales(report.audit, ranges)
             report.errors += errors
+        with _timed(report, "plan"):
+            if given is None and max_drop is not None:
+                searched, samples, _ = load(spread(calibration, _SEARCHED_CLIPS), rate)
+                given = search_plan(
+                    stage / FLOAT,
+                    ranges,
+                    [(s, truth[clip.path]) for clip, s in zip(searched, samples, strict=True)],
+                    max_drop,
+                    lambda done, total: progress("plan", done, total),
+                )
+            layers = layers_in(stage / FLOAT)
+            report.plan = given or Plan(tuple(layers))
+            report.plan.check(layers)
+            report.plan.save(stage / PLAN)
         with _timed(report, "quantize"):
-            ranges_file = stage / RANGES
             for name, (target, is_clip) in INT8_FORMS.items():
                 frames = None if is_clip else chunk_frames
-                quantize_onnx(stage / FLOAT, ranges_file, stage / name, target, frames)
+                quantize_onnx(
+                    stage / FLOAT, stage / RANGES, stage / name, target, frames, report.plan
+                )
             progress("quantize", 1, 1)
         with _timed(report, "build"):
-            report.coverages = _receipts(stage, min_coverage, report.notes)
+            planned = report.plan.share_int8(layers)
+            report.coverages = _receipts(stage, min_coverage * planned, report.notes)
             progress("build", 1, 1)
-        clips = [name for name, (_, is_clip) in INT8_FORMS.items() if is_clip]
         with _timed(report, "compare"):
-            for name in clips:
-                comparison, errors = compare(
-                    stage / FLOAT,
-                    stage / name,
-                    evaluation,
-                    max_drop=max_drop,
-                    progress=lambda n: progress("compare", n, len(evaluation) * len(clips)),
-                )
-                report.comparisons[name] = comparison
-                if not comparison.passed:
-                    raise ExportError(
-                        f"{name}: {-comparison.delta:.2f} points less accurate than the float "
-                        f"model on {comparison.clips} clips, allowed are {max_drop:g}; nothing was "
-                        "written; calibrate with more or other audio, or another --method; "
-                        "--max-drop accepts more"
-                    )
-            report.errors += errors  # the same clips each time
+            _compare(report, stage, corpus, evaluation, margin, config.workers, progress)
         with _timed(report, "stream"):
-            streamed = evaluation[:: -(-len(evaluation) // _STREAMED_CLIPS)]
-            forms = [name for name, (target, _) in INT8_FORMS.items() if target == CPU]
-            for name in forms:
-                report.streaming[name], _ = compare_streaming(
-                    stage / FLOAT,
-                    stage / name,
-                    streamed,
-                    _STREAMED,
-                    max_drop=max_drop,
-                    progress=lambda n: progress("stream", n, len(streamed) * len(forms)),
-                )
-                _check_streaming(name, report.streaming[name])
-        streams = {name: streaming_fields(found) for name, found in report.streaming.items()}
-        write_file(stage / STREAMING, f"{json.dumps(streams, indent=1)}\n".encode())
-        write_file(stage / COMPARISON, f"{comparison_json(report.comparisons[INT8])}\n".encode())
-        receipts = {name: receipt.to_json() for name, receipt in report.coverages.items()}
-        write_file(stage / COVERAGE, f"{json.dumps(receipts, indent=1)}\n".encode())
+            _stream(report, stage, evaluation, margin, progress)
+        with _timed(report, "evidence"):
+            report.sensitivity = sensitivity(
+                stage / FLOAT,
+                stage / INT8,
+                load(spread(evaluation, _MEASURED_CLIPS), rate)[1],
+                lambda done, total: progress("evidence", done, total),
+            )
+            streams = {name: streaming_fields(found) for name, found in report.streaming.items()}
+            receipts = {name: found.to_json() for name, found in report.coverages.items()}
+            comparison = comparison_fields(report.comparisons[INT8])
+            _write_json(stage / STREAMING, streams)
+            _write_json(stage / COMPARISON, comparison)
+            _write_json(stage / COVERAGE, receipts)
+            sections = {
+                "comparison": comparison,
+                "streaming": streams,
+                "coverage": receipts,
+                "sensitivity": report.sensitivity.to_json(),
+                "search": search_fields(report.plan, max_drop),
+                "audit": report.audit.to_json(),
+                "latency": latencies(stage / name for name in (FLOAT, INT8, CHUNK)),
+                "files": described_files(sorted(stage.iterdir())),
+            }
+            hear = partial(heard_clip, corpus.root, Conditions(), rate)
+            write_report(stage, evidence(checkpoint.stem, command, sections), hear)
     for name in ENGINES.keys() - report.coverages.keys():
         # One of an earlier export was built from other graphs.
         remove_engine(out / name)
     return report
 
 
-def _check_streaming(name: str, found: StreamingComparison) -> None:
-    """Refuse a model that does not answer as a stream what it answers to a clip."""
-    if found.passed:
-        return
-    first, *others = [*found.differences, *found.losses]
-    more = f", and {len(others)} more ways to hear them" if others else ""
-    raise ExportError(
-        f"{name}: as a stream it does not answer as it should: {first}{more}; nothing was written"
+def _audited(
+    corpus: Corpus, config: CalibrateConfig, rate: int, force: bool, progress: Progress
+) -> Audit:
+    """What the recordings are like; refuse those that a model should not be made with."""
+    total = len(calibration_clips(corpus, config.min_clips)) + len(corpus.of(EVAL))
+    found = audit(
+        corpus,
+        least=config.min_clips,
+        sample_rate=rate,
+        progress=lambda n: progress("audit", n, total),
     )
+    # Of what cannot be read, and of too few, calibration has its own to say.
+    errors = [f for f in found.findings if f.severity == "error" and f.check not in _SAID_LATER]
+    if errors and not force:
+        first = errors[0]
+        raise CorpusError(
+            f"{corpus.root}: {first.check}: {first.text}; {first.advice}; 'cnngru-edge audit' "
+            "names the clips, --force goes on all the same"
+        )
+    return found
+
+
+def _compare(
+    report: ExportReport,
+    stage: Path,
+    corpus: Corpus,
+    clips: Sequence[Clip],
+    margin: float,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Refuse an INT8 model that is proven to answer worse, and say which layer is to blame."""
+    forms = [name for name, (_, is_clip) in INT8_FORMS.items() if is_clip]
+    total = len(clips) * (1 + len(forms))
+    answers, errors = answers_of(
+        [stage / name for name in (FLOAT, *forms)],
+        corpus.root,
+        clips,
+        Conditions(),
+        workers=workers,
+        progress=lambda n: progress("compare", n, total),
+    )
+    report.errors += errors
+    for name, found in zip(forms, answers[1:], strict=True):
+        comparison = report.comparisons[name] = compare_results(answers[0], found, margin=margin)
+        if comparison.verdict != WORSE:
+            continue
+        heard = load(spread(clips, _MEASURED_CLIPS), comparison.sample_rate)[1]
+        worst = sensitivity(stage / FLOAT, stage / name, heard).layers[0]
+        change = interval_text(comparison.clean.delta, comparison.delta_ci95)
+        raise ExportError(
+            f"{name}: worse than the float model by {change} points (95 %) on {comparison.clips} "
+            f"clips, and {margin:g} may be lost; {worst.layer} hurts most ({worst.summary}); "
+            "nothing was written; calibrate with more or other audio, or another --method; "
+            "--max-drop keeps layers in float"
+        )
+
+
+def _stream(
+    report: ExportReport, stage: Path, clips: Sequence[Clip], margin: float, progress: Progress
+) -> None:
+    """Refuse an INT8 model that does not answer as a stream what it answers to a clip."""
+    streamed = spread(clips, _STREAMED_CLIPS)
+    forms = [name for name, (target, _) in INT8_FORMS.items() if target == CPU]
+    for name in forms:
+        found, _ = compare_streaming(
+            stage / FLOAT,
+            stage / name,
+            streamed,
+            _STREAMED,
+            max_drop=margin,
+            progress=lambda n: progress("stream", n, len(streamed) * len(forms)),
+        )
+        report.streaming[name] = found
+        if not found.passed:
+            first, *others = [*found.differences, *found.losses]
+            more = f", and {len(others)} more ways to hear them" if others else ""
+            raise ExportError(
+                f"{name}: as a stream it does not answer as it should: {first}{more}; nothing was "
+                "written"
+            )
 
 
 def _receipts(stage: Path, min_coverage: float, notes: list[str]) -> dict[str, Coverage]:
@@ -208,6 +341,10 @@ def parity_clips(clips: Iterable[Clip], spec: ModelSpec) -> list[Samples]:
     if not found:
         raise CorpusError("no recording for calibration can be read")
     return found
+
+
+def _write_json(path: Path, fields: object) -> None:
+    write_file(path, f"{json.dumps(fields, indent=1)}\n".encode())
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -15,18 +15,23 @@ from cnngru_edge.export.artefacts import (
     TORCHSCRIPT,
     ExportReport,
 )
-from cnngru_edge.export.compare import Comparison
+from cnngru_edge.export.compare import Comparison, interval_text
 from cnngru_edge.export.streaming import CANDIDATE, CARRIED, REFERENCE, Row, StreamingComparison
+from cnngru_edge.runtime.agreement import sqnr_text
+
+if TYPE_CHECKING:
+    from cnngru_edge.export.sensitivity import Sensitivity  # of onnx, which a device may not have
 
 _FLIPS_SHOWN = 10
+_GROUPS_SHOWN = 5
 _FAILURES_SHOWN = 5
 
 
 def print_summary(report: ExportReport, console: Console) -> None:
     """One screen: what was made, how good it is, how long it took."""
     comparisons = report.comparisons
-    accuracy = {name: c.candidate_accuracy for name, c in comparisons.items()}
-    accuracy[FLOAT] = comparisons[INT8].reference_accuracy
+    accuracy = {name: c.clean.candidate_accuracy for name, c in comparisons.items()}
+    accuracy[FLOAT] = comparisons[INT8].clean.reference_accuracy
     parity = {p.path.name: f"{p.max_abs_error:.0e}" for p in report.parity}
     table = Table(Column("file", no_wrap=True), "KB", "in INT8", "accuracy", "from torch")
     built = [name for name in ENGINES if name in report.coverages]
@@ -62,19 +67,49 @@ def print_summary(report: ExportReport, console: Console) -> None:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Both accuracies, the difference and the first of the clips that flipped."""
+    """The verdict, each condition, who loses most, and the first of the clips that flipped."""
+    console.print(comparison.summary, highlight=False, soft_wrap=True)
+    clean = comparison.clean
     console.print(
-        f"{comparison.clips} clips: reference {comparison.reference_accuracy:.2%}, candidate "
-        f"{comparison.candidate_accuracy:.2%} ({comparison.delta:+.2f} points), agreement "
-        f"{comparison.agreement:.2%}: {comparison.verdict}",
+        f"McNemar's exact p {clean.mcnemar_p:.3g}, Cohen's kappa of agreement {clean.kappa:.3f}",
         highlight=False,
-        soft_wrap=True,
     )
+    if comparison.left_out:
+        console.print(f"{comparison.left_out} clips that only one has heard are left out")
+    if len(comparison.conditions) > 1:
+        table = Table("heard", "reference", "candidate", "points", "agrees", "", highlight=False)
+        for c in comparison.conditions:
+            table.add_row(
+                c.condition,
+                f"{c.reference_accuracy:.2%}",
+                f"{c.candidate_accuracy:.2%}",
+                interval_text(c.delta, c.delta_ci),
+                f"{c.agreement:.2%}",
+                c.verdict,
+            )
+        console.print(table)
+        console.print(f"intervals of {clean.confidence:.1%}, so that all hold together at 95 %")
+    for what, groups in (("class", comparison.by_class), ("speaker", comparison.by_speaker)):
+        losers = sorted((g for g in groups if g.delta < 0), key=lambda g: g.delta)
+        if losers:
+            text = ", ".join(
+                f"{g.group} {g.delta:+.1f} ({g.clips} clips)" for g in losers[:_GROUPS_SHOWN]
+            )
+            more = len(losers) - _GROUPS_SHOWN
+            text += f" and {more} more" if more > 0 else ""
+            console.print(f"points lost by {what}: {text}", highlight=False, soft_wrap=True)
     if not comparison.flips:
         return
-    table = Table("flipped clip", "true", "reference", "candidate")
+    path = Column("flipped clip", overflow="fold")
+    table = Table(path, "heard", "true", "reference, margin", "candidate, margin", highlight=False)
     for flip in comparison.flips[:_FLIPS_SHOWN]:
-        table.add_row(flip.path, flip.true, flip.reference, flip.candidate)
+        table.add_row(
+            flip.path,
+            flip.condition,
+            flip.true,
+            f"{flip.reference} {flip.reference_margin:.2f}",
+            f"{flip.candidate} {flip.candidate_margin:.2f}",
+        )
     console.print(table)
     if len(comparison.flips) > _FLIPS_SHOWN:
         console.print(f"and {len(comparison.flips) - _FLIPS_SHOWN} more; --json lists them all")
@@ -107,6 +142,8 @@ def print_streaming(comparison: StreamingComparison, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if comparison.events:
+        console.print(str(comparison.events), highlight=False, soft_wrap=True)
     console.print(_stream_line(comparison), highlight=False, soft_wrap=True)
     failures = [*comparison.differences, *comparison.losses]
     for failure in failures[:_FAILURES_SHOWN]:
@@ -125,6 +162,42 @@ def _stream_line(comparison: StreamingComparison) -> str:
         f"right after another clip, which loses {loss[CANDIDATE]:.2f} points at most (float "
         f"{loss[REFERENCE]:.2f}): {comparison.verdict}"
     )
+
+
+def print_sensitivity(found: "Sensitivity", console: Console) -> None:
+    """Layers and gates with the worst first, and how the tensors use their ranges."""
+    console.print(
+        f"{found.clips} clips: all in INT8 {sqnr_text(found.sqnr_db)} SQNR at the logits, "
+        f"{found.flips} answered differently",
+        highlight=False,
+    )
+    table = Table("layer", "weights", "alone in INT8", "flips", "if restored", "flips")
+    for layer in found.layers:
+        table.add_row(
+            layer.layer,
+            f"{layer.weights:,}",
+            sqnr_text(layer.alone_sqnr_db),
+            str(layer.alone_flips),
+            sqnr_text(layer.restored_sqnr_db),
+            str(layer.restored_flips),
+        )
+    console.print(table)
+    if found.gates:
+        table = Table("GRU", "matrix", "gate", "alone in INT8", "flips")
+        for gate in found.gates:
+            row = (gate.layer, gate.matrix, gate.gate, sqnr_text(gate.sqnr_db), str(gate.flips))
+            table.add_row(*row)
+        console.print(table)
+    table = Table("read by", "quantized between", "takes on", "clipped", "effective bits")
+    for use in found.tensors:
+        table.add_row(
+            use.read_by,
+            f"{use.low:.3g} to {use.high:.3g}",
+            f"{use.minimum:.3g} to {use.maximum:.3g}",
+            f"{use.clipped:.3%}",
+            f"{use.effective_bits:.1f}",
+        )
+    console.print(table)
 
 
 def print_inspection(found: dict[str, Any], console: Console) -> None:

@@ -31,7 +31,8 @@ NO_SPEC = (
 )
 UNREADABLE = r"not readable as audio \(.+\); WAV, FLAC and Ogg are"
 
-_BAR = re.compile(r"(trace|calibrate|quantize|build|compare|stream) +[━╸╺ ]* +\d+/\d+ .*\n")
+_STAGES = "audit|trace|calibrate|plan|quantize|build|compare|stream|evidence|measure"
+_BAR = re.compile(rf"({_STAGES}) +[━╸╺ ]* +\d+/\d+ .*\n")
 
 
 def pytest_addoption(parser):

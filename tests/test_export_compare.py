@@ -1,40 +1,326 @@
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import soundfile
+from conftest import with_head_times
 
-from cnngru_edge.export.compare import Comparison, comparison_json
+from cnngru_edge.calibration.corpus import Clip
+from cnngru_edge.export.answers import (
+    Answer,
+    Answered,
+    Artefact,
+    Conditions,
+    Results,
+    answer,
+    answer_clips,
+)
+from cnngru_edge.export.compare import (
+    compare,
+    compare_results,
+    comparison_fields,
+    save_flips,
+)
+from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
+from cnngru_edge.runtime.audio import read_audio
+from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.session import open_session
+from cnngru_edge.runtime.stream import clip_logits
+
+FLOAT, INT8 = "model.fp32.onnx", "model.int8.onnx"
+LABELS = ("silence", "yes", "no")
 
 
-def comparison(clips, lost, max_drop=0.5):
-    return Comparison(clips, 0.95, 0.95 - lost / clips, -100 * lost / clips, 0.9, (), max_drop)
+def results(*answers, name="a.onnx", conditions=("clean",), paths=None):
+    """Of clips, each as `true reference`, or `true first second` for two conditions."""
+    clips = []
+    for i, (true, *said) in enumerate(row.split() for row in answers):
+        path = paths[i] if paths else f"{i}.flac"
+        given = tuple(Answer(label, 0.5) for label in said)
+        clips.append(Answered(path, f"hash of {path}", true, f"speaker {i % 2}", given))
+    artefact = Artefact(name, "sha256", "fp32", "onnxruntime", "cpu")
+    return Results(artefact, LABELS, 16_000, conditions, "same noise", tuple(clips))
+
+
+@pytest.fixture
+def few(demo):
+    return demo.of("eval")[::12]
+
+
+def test_each_clip_counts_where_it_belongs():
+    reference = results("yes yes", "yes yes", "no no", "no yes", "silence silence")
+    candidate = results("yes yes", "yes no", "no no", "no no", "silence silence", name="b.onnx")
+    found = compare_results(reference, candidate, margin=0.5)
+    assert found.clips == 5
+    clean = found.clean
+    assert (clean.reference_accuracy, clean.candidate_accuracy) == (0.8, 0.8)
+    assert (clean.delta, clean.agreement, clean.mcnemar_p) == (0, 0.6, 1)
+    assert found.confusion == {
+        "reference": [[1, 0, 0], [0, 2, 0], [0, 1, 1]],
+        "candidate": [[1, 0, 0], [0, 1, 1], [0, 0, 2]],
+    }
+    assert [(f.path, f.true, f.reference, f.candidate) for f in found.flips] == [
+        ("1.flac", "yes", "yes", "no"),
+        ("3.flac", "no", "yes", "no"),
+    ]
+    assert [(g.group, g.clips, g.delta, g.flips) for g in found.by_class] == [
+        ("silence", 1, 0, 0),
+        ("yes", 2, -50, 1),
+        ("no", 2, 50, 1),
+    ]
+    assert [(g.group, g.clips) for g in found.by_speaker] == [("speaker 1", 2), ("speaker 0", 3)]
+    assert found.verdict == "not enough data"
+    assert not found.passed
+    assert "for a margin of 0.5" in found.summary
+
+
+def test_the_gravest_condition_decides():
+    good, bad = ["yes yes yes"] * 2000, ["yes yes no"] * 2000
+    heard = ("clean", "0 dB")
+    reference = results(*good, conditions=heard)
+    candidate = results(*bad, conditions=heard, name="b.onnx")
+    found = compare_results(reference, candidate, margin=0.5)
+    assert [c.verdict for c in found.conditions] == ["equal", "worse"]
+    assert found.verdict == "worse"
+    assert {c.confidence for c in found.conditions} == {0.975}
+    assert {f.condition for f in found.flips} == {"0 dB"}
+    better = compare_results(candidate, reference, margin=0.5)
+    assert (better.verdict, better.passed) == ("better", True)
+    # An interval of more confidence is wider than the one that is given for the clean clips alone.
+    assert found.clean.delta_ci[0] < found.delta_ci95[0]
+
+
+def test_only_clips_that_both_have_heard_are_compared():
+    reference = results("yes yes", "no no", paths=["a", "b"])
+    candidate = results("no no", "no yes", paths=["b", "c"], name="b.onnx")
+    found = compare_results(reference, candidate, margin=0.5)
+    assert (found.clips, found.left_out) == (1, 2)
 
 
 @pytest.mark.parametrize(
-    ("clips", "lost", "verdict"),
+    ("change", "message"),
     [
-        (1000, 0, "equal"),
-        (1000, -20, "equal"),  # better
-        (1000, 5, "equal"),  # 0.5 points
-        (1000, 6, "not enough data"),
-        (1000, 10, "worse"),
-        (240, 2, "not enough data"),
-        (240, 4, "worse"),
-        (10, 2, "worse"),  # one in two hundred cannot be two in ten
-        (20_000, 150, "worse"),  # 0.75 points, on so many clips
+        (
+            {"labels": ("silence", "yes", "ja")},
+            "b.onnx: labels are silence, yes, ja; those of a.on",
+        ),
+        ({"conditions": ("clean", "5 dB")}, "has heard the clips clean, 5 dB, a.onnx clean; give"),
+        ({"conditions_sha256": "other"}, "give both the same --noise, --snr and --seed"),
     ],
 )
-def test_a_verdict_needs_a_loss_that_is_no_chance(clips, lost, verdict):
-    found = comparison(clips, lost)
-    assert found.verdict == verdict
-    assert found.passed == (verdict != "worse")
+def test_what_was_not_asked_the_same_is_refused(change, message):
+    with pytest.raises(SessionError, match=message):
+        compare_results(
+            results("yes yes"), replace(results("yes yes", name="b.onnx"), **change), margin=0.5
+        )
 
 
-def test_more_may_be_lost_where_it_is_allowed():
-    assert comparison(1000, 30).verdict == "worse"
-    assert comparison(1000, 30, max_drop=3.0).verdict == "equal"
+def test_another_recording_of_the_same_name_is_refused():
+    other = results("yes yes", name="b.onnx")
+    other = replace(other, clips=(replace(other.clips[0], sha256="another"),))
+    with pytest.raises(CorpusError, match=r"0.flac: not the recording, or not the label, that a.o"):
+        compare_results(results("yes yes"), other, margin=0.5)
+    with pytest.raises(CorpusError, match=r"a.onnx and b.onnx have no clip in common"):
+        compare_results(
+            results("yes yes"), results("yes yes", name="b.onnx", paths=["x"]), margin=0.5
+        )
 
 
-def test_json_has_the_verdict():
-    fields = json.loads(comparison_json(comparison(240, 10)))
-    assert (fields["verdict"], fields["passed"]) == ("worse", False)
-    assert fields["clips"] == 240
+def test_the_answers_are_those_of_a_direct_computation(exported, demo, few):
+    found, errors = answer_clips(exported / INT8, demo.root, few, Conditions())
+    assert errors == []
+    assert [clip.path for clip in found.clips] == [
+        clip.path.relative_to(demo.root).as_posix() for clip in few
+    ]
+    with open_session(exported / INT8) as session:
+        for clip, answered in zip(few, found.clips, strict=True):
+            scores = clip_scores(
+                session.spec, clip_logits(session, read_audio(clip.path, 16_000).samples)
+            )
+            first, second = np.sort(scores)[:-3:-1]
+            assert answered.answers[0].label == session.spec.labels[scores.argmax()]
+            assert answered.answers[0].margin == pytest.approx(first - second, abs=1e-6)
+            assert answered.true == clip.label
+
+
+@pytest.fixture
+def noisy(wav, rng):
+    wav("noise/white.wav", rng.normal(0, 0.1, 20_000))
+    wav("noise/brown.wav", np.cumsum(rng.normal(0, 1e-3, 30_000)))
+    folder = wav("noise/hum.wav", 0.1 * np.sin(np.arange(8_000) / 25)).parent
+    return Conditions(tuple(sorted(folder.iterdir())), (20.0, 0.0), seed=3)
+
+
+def test_noise_lies_so_many_db_below_a_clip(noisy, rng):
+    clip = rng.normal(0, 0.05, 16_000).astype(np.float32)
+    clean, *mixed = noisy.heard(clip, "f" * 64, 16_000)
+    assert np.array_equal(clean, clip)
+    for snr_db, heard in zip(noisy.snrs_db, mixed, strict=True):
+        noise = heard - clip
+        assert 10 * np.log10(np.mean(clip**2) / np.mean(noise**2)) == pytest.approx(snr_db, abs=0.1)
+    noises = [heard - clip for heard in mixed]
+    np.testing.assert_allclose(noises[0] * 10, noises[1], rtol=1e-2, atol=1e-4)  # the same noise
+    hashes = [f"{i:016x}" * 4 for i in range(8)]
+    others = [list(noisy.heard(clip, sha256, 16_000))[1] for sha256 in hashes]
+    assert len({heard.tobytes() for heard in others}) > 4  # the hum is the same wherever it starts
+
+
+def test_results_depend_on_neither_workers_nor_order(exported, demo, few, noisy):
+    one, _ = answer_clips(exported / INT8, demo.root, few, noisy)
+    two, _ = answer_clips(exported / INT8, demo.root, few[::-1], noisy, workers=2)
+    assert replace(two, clips=two.clips[::-1]) == one
+    other_seed = replace(noisy, seed=4)
+    assert answer_clips(exported / INT8, demo.root, few, other_seed)[0] != one
+
+
+def test_results_are_as_good_as_the_artefact(exported, demo, few, tmp_path):
+    found, _ = answer_clips(exported / FLOAT, demo.root, few, Conditions())
+    found.save(tmp_path / "float.json")
+    assert Results.load(tmp_path / "float.json") == found
+    direct, _ = compare(exported / FLOAT, exported / INT8, demo.root, few)
+    carried, _ = compare(tmp_path / "float.json", exported / INT8, demo.root, few)
+    assert carried == direct
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "not a results file"),
+        ("no JSON", "not a results file"),
+        ('{"format": 99}', "another version's format"),
+        ('{"format": 1}', "not a results file"),
+    ],
+)
+def test_what_is_no_results_file_is_named(tmp_path, text, message):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(SessionError, match=message):
+        Results.load(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"true": "ja"}, {"answers": []}, {"answers": [{"label": "ja", "margin": 1}]}]
+)
+def test_answers_that_are_none_of_the_labels_are_refused(tmp_path, change):
+    path = tmp_path / "results.json"
+    results("yes yes").save(path)
+    raw = json.loads(path.read_text())
+    raw["clips"][0] |= change
+    path.write_text(json.dumps(raw))
+    with pytest.raises(SessionError, match="not a results file"):
+        Results.load(path)
+
+
+def test_a_model_that_answers_nan_is_named(exported, tmp_path):
+    damaged = with_head_times(np.float32("nan"), exported / FLOAT, tmp_path / "damaged.onnx")
+    with (
+        open_session(damaged) as session,
+        pytest.raises(SessionError, match="answers NaN; its file is damaged, export it again"),
+    ):
+        answer(session, np.zeros(16_000, np.float32))
+
+
+def test_flips_are_saved_as_they_were_heard(wav, tmp_path, rng, noisy):
+    said = rng.normal(0, 0.05, 8_000).astype(np.float32)
+    wav("corpus/yes/one two.wav", said, subtype="FLOAT")
+    path = "yes/one two.wav"
+    heard = noisy.names
+    comparison = compare_results(
+        results("yes yes yes yes", conditions=heard, paths=[path]),
+        results("yes no yes no", conditions=heard, paths=[path], name="b.onnx"),
+        margin=0.5,
+    )
+    folder = tmp_path / "flips"
+    save_flips(comparison, tmp_path / "corpus", folder, noisy)
+    names = sorted(file.name for file in folder.iterdir())
+    assert names == ["001_clean_yes_yes_no_one-two.wav", "002_0-dB_yes_yes_no_one-two.wav"]
+    clean = soundfile.read(folder / names[0], dtype="float32")[0]
+    np.testing.assert_allclose(clean, said, atol=2**-15)  # 16 bits
+    mixed, rate = soundfile.read(folder / names[1])
+    assert rate == 16_000
+    noise = mixed - said
+    assert np.mean(said**2) / np.mean(noise**2) == pytest.approx(1, abs=0.05)
+
+
+def test_a_clip_that_is_not_here_cannot_be_saved(tmp_path):
+    comparison = compare_results(results("yes yes"), results("yes no", name="b.onnx"), margin=0.5)
+    with pytest.raises(AudioError, match=r"0.flac: no such file"):
+        save_flips(comparison, tmp_path, tmp_path / "flips")
+    assert not (tmp_path / "flips").exists()
+
+
+def test_json_has_what_follows_from_the_answers():
+    comparison = compare_results(results("yes yes"), results("yes no", name="b.onnx"), margin=0.5)
+    fields = json.loads(json.dumps(comparison_fields(comparison)))
+    assert fields["verdict"] == comparison.verdict
+    assert fields["delta"] == -100
+    assert fields["delta_ci95"] == pytest.approx(comparison.delta_ci95)
+    assert fields["candidate"]["path"] == "b.onnx"
+    assert fields["flips"][0]["candidate_margin"] == 0.5
+
+
+# The command.
+
+
+def test_exit_codes_follow_the_verdict(cli, exported, tmp_path):
+    graphs = exported / FLOAT, exported / INT8
+    unsettled = cli("compare", *graphs)
+    assert unsettled.exit_code == 3
+    assert "not enough data for a margin of 0.5; about " in unsettled.stdout
+    settled = cli("compare", *graphs, "--margin", 5, "--json")
+    assert settled.exit_code == 0
+    assert json.loads(settled.stdout)["verdict"] == "equal"
+
+
+def test_a_device_needs_neither_the_float_model_nor_the_corpus_of_the_host(cli, exported, tmp_path):
+    saved = tmp_path / "float.json"
+    kept = cli("compare", exported / FLOAT, "--save-results", saved)
+    assert kept.exit_code == 0
+    assert kept.stderr == f"{saved}: 240 clips\n"
+    on_device = cli("compare", saved, exported / INT8, "--margin", 5, "--json")
+    direct = cli("compare", exported / FLOAT, exported / INT8, "--margin", 5, "--json")
+    assert json.loads(on_device.stdout) == json.loads(direct.stdout)
+
+
+def test_the_command_mixes_noise_and_keeps_flips(cli, exported, noisy, tmp_path):
+    folder = noisy.noises[0].parent
+    found = cli(
+        "compare",
+        *(exported / FLOAT, exported / INT8),
+        *("--noise", folder, "--snr", 0, "--margin", 50, "--workers", 2),
+        *("--save-flips", tmp_path / "flips", "--json"),
+    )
+    assert found.exit_code == 0, found.stderr
+    fields = json.loads(found.stdout)
+    assert [c["condition"] for c in fields["conditions"]] == ["clean", "0 dB"]
+    assert fields["conditions"][1]["reference_accuracy"] < fields["reference_accuracy"]
+    assert len(list((tmp_path / "flips").iterdir())) == len(fields["flips"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give a CANDIDATE too, or --save-results"),
+        ((INT8, "--snr", 5), "--snr is for --noise"),
+        ((INT8, "--streaming", "--save-flips", "x"), "--streaming takes no --noise"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(cli, exported, arguments, message):
+    done = cli("compare", exported / FLOAT, *[exported / a if a == INT8 else a for a in arguments])
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_a_folder_without_noise_is_named(refused, exported, tmp_path):
+    (tmp_path / "empty").mkdir()
+    said = refused("compare", exported / FLOAT, exported / INT8, "--noise", tmp_path / "empty")
+    assert said == f"{tmp_path / 'empty'}: no recordings found (WAV, FLAC or Ogg)"
+
+
+def test_clips_of_unknown_speakers_are_in_no_group(exported, wav, rng):
+    path = wav("corpus/yes/a.wav", rng.normal(0, 0.1, 16_000))
+    clips = [Clip(path, "yes", "eval", "")]
+    found, _ = compare(exported / FLOAT, exported / INT8, path.parents[1], clips)
+    assert found.by_speaker == ()
+    assert [group.group for group in found.by_class] == ["yes"]

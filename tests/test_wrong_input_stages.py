@@ -59,13 +59,13 @@ def test_only_a_float_graph_is_calibrated_and_quantized(
         (b"", "not a ranges file of 'cnngru-edge calibrate'"),
         (b"\xff\xfe", "not a ranges file of 'cnngru-edge calibrate'"),
         (b"[1, 2]", "not a ranges file of 'cnngru-edge calibrate'"),
-        (b'{"format": 2, "tensors": {}}', "not a ranges file of 'cnngru-edge calibrate'"),
+        (b'{"format": 3, "tensors": {}}', "not a ranges file of 'cnngru-edge calibrate'"),
         (
-            b'{"format": 2, "tensors": {}, "clip_samples": [1, 2]}',
+            b'{"format": 3, "tensors": {}, "clip_samples": [1, 2]}',
             "not a ranges file of 'cnngru-edge calibrate'",
         ),
         (b'{"format": 1}', "another version's format; calibrate again"),
-        (b'{"format": 3}', "another version's format; calibrate again"),
+        (b'{"format": 2}', "another version's format; calibrate again"),
     ],
 )
 def test_a_file_that_holds_no_ranges_is_refused(refused, exported, old, tmp_path, text, message):
@@ -135,13 +135,13 @@ def test_a_worse_candidate_is_told_by_the_exit_code(cli, exported, tmp_path):
     assert (result.exit_code, result.stderr) == (1, "")
     assert (found["verdict"], found["passed"], found["clips"]) == ("worse", False, 240)
     assert found["candidate_accuracy"] == pytest.approx(1 / 12)  # one label for all
-    accepted = cli("compare", "--json", "--max-drop", 100, reference, worse)
+    accepted = cli("compare", "--json", "--margin", 100, reference, worse)
     assert (accepted.exit_code, json.loads(accepted.stdout)["verdict"]) == (0, "equal")
 
 
 def test_an_equal_candidate_passes(cli, exported):
     graph = exported / "model.fp32.onnx"
-    result = cli("compare", "--json", graph, exported / "model.ts")
+    result = cli("compare", "--json", "--margin", 2, graph, exported / "model.ts")
     found = json.loads(result.stdout)
     assert (result.exit_code, result.stderr) == (0, "")
     assert (found["verdict"], found["passed"], found["delta"]) == ("equal", True, 0)

@@ -1,0 +1,229 @@
+"""What one artefact answers to labelled recordings, and the file that carries it elsewhere."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from cnngru_edge.calibration.corpus import Clip, match_labels
+from cnngru_edge.calibration.workers import in_order
+from cnngru_edge.models.atomic import file_sha256, write_file
+from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
+from cnngru_edge.models.streams import excerpt, snr_gain
+from cnngru_edge.runtime.audio import Samples, read_audio
+from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.session import Session, open_session
+from cnngru_edge.runtime.stream import clip_logits
+
+RESULTS_SUFFIX = ".json"
+CLEAN = "clean"
+
+_FORMAT = 1
+_GROUP = 8  # clips that a worker takes at a time
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How each clip is heard: as it is, and mixed with noise.
+
+    Which noise, and which part of it, follows from the clip's own bytes and the seed: it is the
+    same in whatever order, folder or process the clip comes, and the same at each SNR.
+    """
+
+    noises: tuple[Path, ...] = ()
+    snrs_db: tuple[float, ...] = ()  # over the whole length of a clip
+    seed: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`clean`, `20 dB`, ..."""
+        return (CLEAN, *(f"{snr:g} dB" for snr in self.snrs_db))
+
+    @property
+    def sha256(self) -> str:
+        """Of the noises and the seed: two models have to have heard the same."""
+        parts = [file_sha256(path) for path in self.noises]
+        return hashlib.sha256("".join([*parts, str(self.seed)]).encode()).hexdigest()
+
+    def heard(self, samples: Samples, sha256: str, sample_rate: int) -> Iterator[Samples]:
+        """A clip in each condition, in the order of `names`."""
+        yield samples
+        if self.snrs_db:
+            rng = np.random.default_rng([self.seed, int(sha256[:16], 16)])
+            noise = _noise(self.noises[int(rng.integers(len(self.noises)))], sample_rate)
+            noise = excerpt(noise, len(samples), rng)
+            for snr_db in self.snrs_db:
+                yield samples + noise * snr_gain(samples, noise, snr_db)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """Which file answered, and how it ran."""
+
+    path: str
+    sha256: str
+    precision: str
+    backend: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A label, and by how much its probability exceeds that of the next one."""
+
+    label: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A clip, and the answer in each condition."""
+
+    path: str  # from the corpus's folder
+    sha256: str  # of the file
+    true: str
+    speaker: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All answers of one artefact."""
+
+    artefact: Artefact
+    labels: tuple[str, ...]
+    sample_rate: int  # of the model, in Hz
+    conditions: tuple[str, ...]
+    conditions_sha256: str
+    clips: tuple[Answered, ...]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        text = json.dumps({"format": _FORMAT} | asdict(self), indent=1)
+        write_file(path, f"{text}\n".encode())
+
+    @classmethod
+    def load(cls, path: Path) -> "Results":
+        """Read what `save` wrote.
+
+        Raises:
+            SessionError: no such file, or not a results file.
+        """
+        if not path.is_file():
+            raise SessionError(
+                f"{path}: no such file; 'cnngru-edge compare --save-results' writes it"
+            )
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw.pop("format") != _FORMAT:
+                raise SessionError(f"{path}: another version's format; run the comparison again")
+            results = cls(
+                artefact=Artefact(**raw.pop("artefact")),
+                labels=tuple(raw.pop("labels")),
+                conditions=tuple(raw.pop("conditions")),
+                clips=tuple(
+                    Answered(**clip | {"answers": tuple(Answer(**a) for a in clip["answers"])})
+                    for clip in raw.pop("clips")
+                ),
+                **raw,
+            )
+            known = {*results.labels}
+            if not all(
+                len(clip.answers) == len(results.conditions)
+                and {clip.true, *(answer.label for answer in clip.answers)} <= known
+                for clip in results.clips
+            ):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise SessionError(f"{path}: not a results file of 'cnngru-edge compare'") from e
+        return results
+
+
+def answer_clips(
+    artefact: Path,
+    root: Path,
+    clips: Sequence[Clip],
+    conditions: Conditions,
+    *,
+    workers: int = 1,
+    progress: Callable[[int], None] = lambda clips: None,
+) -> tuple[Results, list[AudioError]]:
+    """Let an artefact answer every clip; its results, and the recordings left out.
+
+    The results do not depend on the number of workers, each of which opens the artefact.
+
+    Raises:
+        SessionError: the artefact cannot be opened, or answers NaN.
+        CorpusError: no clip can be used, or one has a label that the model does not know.
+    """
+    with open_session(artefact) as session:
+        labels, rate = session.spec.labels, session.spec.features.sample_rate
+        described = Artefact(
+            artefact.name,
+            file_sha256(artefact),
+            session.precision,
+            session.backend,
+            session.device,
+        )
+    truth = match_labels(clips, labels)
+    found: list[Answered] = []
+    errors: list[AudioError] = []
+    groups = [clips[i : i + _GROUP] for i in range(0, len(clips), _GROUP)]
+    work = partial(_answer_group, root=root, truth=truth, conditions=conditions)
+    for part in in_order(work, artefact, groups, workers):
+        for one in part:
+            if isinstance(one, AudioError):
+                errors.append(one)
+            else:
+                found.append(one)
+        progress(len(part))
+    if not found:
+        raise CorpusError("no recordings to compare on: none of the set can be read")
+    heard = conditions.names, conditions.sha256
+    return Results(described, labels, rate, *heard, tuple(found)), errors
+
+
+def answer(session: Session, samples: Samples) -> Answer:
+    """What a model answers to a clip.
+
+    Raises:
+        SessionError: it answers NaN.
+    """
+    logits = clip_logits(session, samples)
+    if not np.isfinite(logits).all():
+        raise SessionError("a model answers NaN; its file is damaged, export it again")
+    scores = clip_scores(session.spec, logits)
+    second, best = np.sort(scores)[-2:]
+    return Answer(session.spec.labels[int(scores.argmax())], round(float(best - second), 6))
+
+
+def _answer_group(
+    session: Session,
+    clips: Sequence[Clip],
+    *,
+    root: Path,
+    truth: dict[Path, str],
+    conditions: Conditions,
+) -> list[Answered | AudioError]:
+    rate = session.spec.features.sample_rate
+    found: list[Answered | AudioError] = []
+    for clip in clips:
+        try:
+            samples = read_audio(clip.path, rate).samples
+        except AudioError as e:
+            found.append(e)
+            continue
+        sha256 = file_sha256(clip.path)
+        answers = tuple(answer(session, h) for h in conditions.heard(samples, sha256, rate))
+        path = clip.path.relative_to(root) if clip.path.is_relative_to(root) else clip.path
+        found.append(Answered(path.as_posix(), sha256, truth[clip.path], clip.speaker, answers))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _noise(path: Path, sample_rate: int) -> Samples:
+    return read_audio(path, sample_rate).samples

@@ -1,0 +1,252 @@
+"""The commands that judge a model: compare, sensitivity, inspect."""
+
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from cnngru_edge.calibration.corpus import DEMO, Clip, Corpus, audio_files, read_corpus, spread
+from cnngru_edge.export import compare as of_clips
+from cnngru_edge.export.answers import Conditions, Results
+from cnngru_edge.export.options import (
+    command_line,
+    data_option,
+    set_option,
+    task_option,
+    workers_option,
+)
+from cnngru_edge.export.statistics import WORSE
+from cnngru_edge.models.errors import AudioError, CorpusError
+from cnngru_edge.runtime.cli import FILE, as_json_option, report_skipped
+from cnngru_edge.runtime.progress import advance_of, progress_bars
+
+SNRS_DB = (20.0, 10.0, 5.0, 0.0)
+
+_NOT_SETTLED = 3
+"""Exit code where there is not enough data for a verdict."""
+
+
+@click.command()
+@click.argument("reference", type=FILE)
+@click.argument("candidate", type=FILE, required=False)
+@data_option
+@task_option
+@set_option
+@click.option(
+    "--streaming",
+    is_flag=True,
+    help="Hear them as clips and as streams, cut and begun in several ways, after another clip and "
+    "alone, and strung together; exit 1 also if a stream does not answer as its clip.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, min_open=True),
+    default=of_clips.MARGIN,
+    help="Percentage points of accuracy within which the two count as equal.",
+)
+@click.option("--noise", type=FILE, help="Folder of noises to mix the recordings with as well.")
+@click.option(
+    "--snr",
+    "snrs_db",
+    type=float,
+    multiple=True,
+    help="dB over the noise; may be given several times.  [default: 20, 10, 5 and 0]",
+)
+@click.option("--seed", type=int, default=0, help="The same seed mixes the same noise.")
+@workers_option
+@click.option("--save-results", type=FILE, help="Keep the answers of the last artefact (.json).")
+@click.option("--save-flips", type=FILE, help="Put what the two answer differently in a folder.")
+@click.option("--report", type=FILE, help="Write report.html and report.json to a folder.")
+@as_json_option
+def compare(
+    reference: Path,
+    candidate: Path | None,
+    data: Path | None,
+    task: str | None,
+    set_name: str,
+    streaming: bool,
+    margin: float,
+    noise: Path | None,
+    snrs_db: tuple[float, ...],
+    seed: int,
+    workers: int,
+    save_results: Path | None,
+    save_flips: Path | None,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Let two artefacts answer the same labelled recordings: a verdict, and what it rests on.
+
+    Each may be a .onnx, .engine or .ts, or a .json of answers that --save-results kept, so that an
+    engine on its device is compared with a float model that is not there. Without CANDIDATE the
+    answers of REFERENCE are saved.
+
+    Exit 0: equal or better. 1: worse. 3: not enough data.
+    """
+    if candidate is None and not save_results:
+        raise click.UsageError("give a CANDIDATE too, or --save-results to keep the answers of one")
+    if streaming and (noise or save_results or save_flips or report):
+        raise click.UsageError("--streaming takes no --noise, --save-results, -flips or --report")
+    if snrs_db and not noise:
+        raise click.UsageError("--snr is for --noise")
+    corpus = read_corpus(data or DEMO, task)
+    clips = corpus.of(set_name)
+    if streaming and candidate:
+        noises = corpus.noises_of(set_name)
+        _compare_streaming(reference, candidate, clips, noises, margin, as_json)
+        return
+    conditions = _conditions(noise, snrs_db, seed)
+    artefacts = [path for path in (reference, candidate) if path]
+    answers, errors = _answers(artefacts, corpus, clips, conditions, workers)
+    if save_results:
+        answers[-1].save(save_results)
+        click.echo(f"{save_results}: {len(answers[-1].clips)} clips", err=True)
+    if candidate:
+        comparison = of_clips.compare_results(*answers, margin=margin)
+        if save_flips:
+            of_clips.save_flips(comparison, corpus.root, save_flips, conditions)
+        if report:
+            _report(comparison, corpus, conditions, report)
+        _show(comparison, as_json)
+    report_skipped(errors)
+    if candidate and not comparison.passed:
+        sys.exit(1 if comparison.verdict == WORSE else _NOT_SETTLED)
+
+
+def _conditions(noise: Path | None, snrs_db: Sequence[float], seed: int) -> Conditions:
+    if noise is None:
+        return Conditions()
+    if not (noises := audio_files(noise)):
+        raise CorpusError(f"{noise}: no recordings found (WAV, FLAC or Ogg)")
+    return Conditions(tuple(noises), tuple(snrs_db) or SNRS_DB, seed)
+
+
+def _answers(
+    artefacts: Sequence[Path],
+    corpus: Corpus,
+    clips: Sequence[Clip],
+    conditions: Conditions,
+    workers: int,
+) -> tuple[list[Results], list[AudioError]]:
+    with progress_bars() as bar:
+        advance = advance_of(bar)
+        return of_clips.answers_of(
+            artefacts,
+            corpus.root,
+            clips,
+            conditions,
+            workers=workers,
+            progress=lambda n: advance("compare", n, len(artefacts) * len(clips)),
+        )
+
+
+def _report(
+    comparison: of_clips.Comparison, corpus: Corpus, conditions: Conditions, folder: Path
+) -> None:
+    from cnngru_edge.export.evidence import evidence
+    from cnngru_edge.export.report import write_report
+
+    title = f"{comparison.candidate.path} against {comparison.reference.path}"
+    fields = evidence(title, command_line(), {"comparison": of_clips.comparison_fields(comparison)})
+    hear = partial(of_clips.heard_clip, corpus.root, conditions, comparison.sample_rate)
+    write_report(folder, fields, hear)
+
+
+def _show(comparison: of_clips.Comparison, as_json: bool) -> None:
+    from cnngru_edge.export.summary import print_comparison
+
+    if as_json:
+        click.echo(of_clips.comparison_json(comparison))
+    else:
+        print_comparison(comparison, Console(markup=False))
+
+
+def _compare_streaming(
+    reference: Path,
+    candidate: Path,
+    clips: Sequence[Clip],
+    noises: Sequence[Clip],
+    margin: float,
+    as_json: bool,
+) -> None:
+    from cnngru_edge.export.streaming import compare_streaming, streaming_json
+    from cnngru_edge.export.summary import print_streaming
+
+    with progress_bars() as bar:
+        advance = advance_of(bar)
+        comparison, errors = compare_streaming(
+            reference,
+            candidate,
+            clips,
+            noises=noises,
+            max_drop=margin,
+            progress=lambda n: advance("compare", n, len(clips)),
+        )
+    if as_json:
+        click.echo(streaming_json(comparison))
+    else:
+        print_streaming(comparison, Console(markup=False))
+    report_skipped(errors)
+    if not comparison.passed:
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("reference", type=FILE)
+@click.argument("candidate", type=FILE)
+@data_option
+@task_option
+@set_option
+@click.option("--clips", type=click.IntRange(1), default=200, help="The most to measure on.")
+@as_json_option
+def sensitivity(
+    reference: Path,
+    candidate: Path,
+    data: Path | None,
+    task: str | None,
+    set_name: str,
+    clips: int,
+    as_json: bool,
+) -> None:
+    """Say which layer INT8 hurts: CANDIDATE is an INT8 .onnx, REFERENCE the float one it is of."""
+    from cnngru_edge.export import sensitivity as of_layers
+    from cnngru_edge.export.long_streams import load
+    from cnngru_edge.export.summary import print_sensitivity
+    from cnngru_edge.runtime.session import open_session
+
+    corpus = read_corpus(data or DEMO, task)
+    with open_session(reference) as session:
+        rate = session.spec.features.sample_rate
+    _, samples, errors = load(spread(corpus.of(set_name), clips), rate)
+    with progress_bars() as bar:
+        advance = advance_of(bar)
+        found = of_layers.sensitivity(
+            reference,
+            candidate,
+            samples,
+            lambda done, total: advance("measure", done, total),
+        )
+    if as_json:
+        click.echo(of_layers.sensitivity_json(found))
+    else:
+        print_sensitivity(found, Console(markup=False))
+    report_skipped(errors)
+
+
+@click.command()
+@click.argument("artefact", type=FILE)
+@as_json_option
+def inspect(artefact: Path, as_json: bool) -> None:
+    """Show what is inside an ARTEFACT: inputs, outputs, spec, and the precision of every layer."""
+    from cnngru_edge.export.inspection import inspect as look_inside
+    from cnngru_edge.export.summary import print_inspection
+
+    found = look_inside(artefact)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        print_inspection(found, Console(markup=False))
