@@ -39,6 +39,7 @@ RANGES = "ranges.json"
 PLAN = "plan.json"
 COMPARISON = "comparison.json"
 STREAMING = "streaming.json"
+REPORT_HTML, REPORT_JSON = "report.html", "report.json"
 
 
 @dataclass

@@ -15,7 +15,7 @@ from cnngru_edge.runtime.stream import fixed_length
 FORMAT = 1
 
 _PACKAGES = ("cnngru-edge", "torch", "onnx", "onnxruntime", "tensorrt", "tensorrt-rtx", "numpy")
-_MEASURE_S = 0.5  # for each artefact and kind of step
+_MEASURE_S = 0.3  # for each artefact and kind of step
 _WARM_UP_S = 0.05
 _CLIP_S = 1.0
 

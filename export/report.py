@@ -14,11 +14,10 @@ import jinja2
 import numpy as np
 
 from cnngru_edge.export import plots, svg
+from cnngru_edge.export.artefacts import REPORT_HTML, REPORT_JSON
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.errors import AudioError
 from cnngru_edge.runtime.audio import Recording
-
-REPORT_HTML, REPORT_JSON = "report.html", "report.json"
 
 Hear = Callable[[str, str], Recording]
 """The clip of a flip as the models heard it, by its path and its condition.
@@ -35,7 +34,7 @@ _SECTIONS = {  # of the report: anchors and headings on the page
     "files": {"files": "Files"},
     "streaming": {"streaming": "Streams"},
     "audit": {"audit": "Calibration audio"},
-    "search": {"search": "Search"},
+    "search": {"search": "Plan"},
     "command": {"made": "How it was made"},
 }
 _PLAYED = 20  # flips to listen to; a second of one is 43 KB of the page

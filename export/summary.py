@@ -12,6 +12,7 @@ from cnngru_edge.export.artefacts import (
     FLOAT,
     INT8,
     INT8_FORMS,
+    REPORT_HTML,
     TORCHSCRIPT,
     ExportReport,
 )
@@ -45,7 +46,7 @@ def print_summary(report: ExportReport, console: Console) -> None:
             f"{accuracy[name]:.2%}" if name in accuracy else "",
             parity.get(name, ""),
         )
-    console.print(f"{report.out}", highlight=False, soft_wrap=True)
+    console.print(f"{report.out / REPORT_HTML}", highlight=False, soft_wrap=True)
     console.print(table)
     comparison = comparisons[INT8]
     print_comparison(comparison, console)
@@ -60,6 +61,12 @@ def print_summary(report: ExportReport, console: Console) -> None:
             "device)",
             soft_wrap=True,
         )
+    if kept := [name for name in report.plan.layers if name in report.plan.kept_in_float]:
+        console.print(f"kept in float: {', '.join(kept)}", highlight=False, soft_wrap=True)
+    for finding in report.audit.findings if report.audit else ():
+        if finding.severity != "note":
+            line = f"{finding.severity}: {finding.check}: {finding.text}"
+            console.print(line, highlight=False, soft_wrap=True)
     for note in report.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     stages = ", ".join(f"{stage} {s:.1f} s" for stage, s in report.stage_s.items())

@@ -48,13 +48,14 @@ _NOT_SETTLED = 3
     default=of_clips.MARGIN,
     help="Percentage points of accuracy within which the two count as equal.",
 )
-@click.option("--noise", type=FILE, help="Folder of noises to mix the recordings with as well.")
+@click.option("--noise", type=FILE, help="Folder of noises to mix the recordings with; see --snr.")
 @click.option(
     "--snr",
     "snrs_db",
     type=float,
     multiple=True,
-    help="dB over the noise; may be given several times.  [default: 20, 10, 5 and 0]",
+    help="Hear them also so many dB over noise: of --noise, or of the corpus, those of the same "
+    "set; may be given several times.  [default: with --noise 20, 10, 5 and 0]",
 )
 @click.option("--seed", type=int, default=0, help="The same seed mixes the same noise.")
 @workers_option
@@ -89,17 +90,15 @@ def compare(
     """
     if candidate is None and not save_results:
         raise click.UsageError("give a CANDIDATE too, or --save-results to keep the answers of one")
-    if streaming and (noise or save_results or save_flips or report):
-        raise click.UsageError("--streaming takes no --noise, --save-results, -flips or --report")
-    if snrs_db and not noise:
-        raise click.UsageError("--snr is for --noise")
+    if streaming and (noise or snrs_db or save_results or save_flips or report):
+        raise click.UsageError("--streaming takes only --margin, --data, --task and --set with it")
     corpus = read_corpus(data or DEMO, task)
     clips = corpus.of(set_name)
     if streaming and candidate:
         noises = corpus.noises_of(set_name)
         _compare_streaming(reference, candidate, clips, noises, margin, as_json)
         return
-    conditions = _conditions(noise, snrs_db, seed)
+    conditions = _conditions(corpus, set_name, noise, snrs_db, seed)
     artefacts = [path for path in (reference, candidate) if path]
     answers, errors = _answers(artefacts, corpus, clips, conditions, workers)
     if save_results:
@@ -117,11 +116,15 @@ def compare(
         sys.exit(1 if comparison.verdict == WORSE else _NOT_SETTLED)
 
 
-def _conditions(noise: Path | None, snrs_db: Sequence[float], seed: int) -> Conditions:
-    if noise is None:
+def _conditions(
+    corpus: Corpus, set_name: str, noise: Path | None, snrs_db: Sequence[float], seed: int
+) -> Conditions:
+    if noise is None and not snrs_db:
         return Conditions()
-    if not (noises := audio_files(noise)):
-        raise CorpusError(f"{noise}: no recordings found (WAV, FLAC or Ogg)")
+    noises = audio_files(noise) if noise else [n.path for n in corpus.noises_of(set_name)]
+    if not noises:
+        where = f"{noise}: no recordings found" if noise else f"{corpus.root}: no noises in the set"
+        raise CorpusError(f"{where}; give a folder of WAV, FLAC or Ogg with --noise")
     return Conditions(tuple(noises), tuple(snrs_db) or SNRS_DB, seed)
 
 

@@ -302,8 +302,11 @@ def test_the_command_mixes_noise_and_keeps_flips(cli, exported, noisy, tmp_path)
     ("arguments", "message"),
     [
         ((), "give a CANDIDATE too, or --save-results"),
-        ((INT8, "--snr", 5), "--snr is for --noise"),
-        ((INT8, "--streaming", "--save-flips", "x"), "--streaming takes no --noise"),
+        (
+            (INT8, "--streaming", "--save-flips", "x"),
+            "--streaming takes only --margin, --data, --ta",
+        ),
+        ((INT8, "--streaming", "--snr", 5), "--streaming takes only --margin, --data, --task and"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(cli, exported, arguments, message):
@@ -312,10 +315,30 @@ def test_options_that_do_not_go_together_are_refused(cli, exported, arguments, m
     assert message in done.stderr
 
 
-def test_a_folder_without_noise_is_named(refused, exported, tmp_path):
+def test_where_there_is_no_noise_is_named(refused, exported, demo, tmp_path):
     (tmp_path / "empty").mkdir()
-    said = refused("compare", exported / FLOAT, exported / INT8, "--noise", tmp_path / "empty")
-    assert said == f"{tmp_path / 'empty'}: no recordings found (WAV, FLAC or Ogg)"
+    graphs = exported / FLOAT, exported / INT8
+    how = "give a folder of WAV, FLAC or Ogg with --noise"
+    assert refused("compare", *graphs, "--noise", tmp_path / "empty") == (
+        f"{tmp_path / 'empty'}: no recordings found; {how}"
+    )
+    assert refused("compare", *graphs, "--snr", 5) == f"{demo.root}: no noises in the set; {how}"
+
+
+def test_the_noises_of_the_corpus_are_those_of_the_same_set(
+    cli, exported, manifest, demo, wav, rng
+):
+    for name in ("calib", "eval"):
+        wav(f"data/{name}.wav", rng.normal(0, 0.1, 16_000))
+    clips = [(clip.path, "eval", clip.label, "kws") for clip in demo.of("eval")[::40]]
+    noises = [(f"{name}.wav", name, "_background_noise_", "noise") for name in ("calib", "eval")]
+    data = manifest(("path", "set", "label", "task"), *clips, *noises)
+    saved = data / "results.json"
+    found = cli("compare", exported / FLOAT, "--data", data, "--snr", 3, "--save-results", saved)
+    assert found.exit_code == 0, found.stderr
+    results_found = Results.load(saved)
+    assert results_found.conditions == ("clean", "3 dB")
+    assert results_found.conditions_sha256 == Conditions((data / "eval.wav",), (3.0,)).sha256
 
 
 def test_clips_of_unknown_speakers_are_in_no_group(exported, wav, rng):
