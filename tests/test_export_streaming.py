@@ -351,7 +351,8 @@ def test_ten_minutes_leave_nothing_behind(soak, exported, few):
     assert 600 <= found.audio_s < 602
     assert found.pushes > 1000
     assert found.max_abs_error <= INT8_TOLERANCE
-    assert found.growth_mib < 1
+    # A process that other tests have run in grows by a MiB by itself; states kept would be 20.
+    assert found.growth_mib < 4
     assert 0.001 < found.first_rms < 0.1
     assert found.last_rms < 1.5 * found.first_rms
 

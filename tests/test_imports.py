@@ -103,9 +103,15 @@ def test_a_device_without_torch_builds_an_engine(exported, tmp_path, form):
 
 def test_a_device_compares_with_the_float_model(exported):
     graphs = exported / "model.fp32.onnx", exported / "model.int8.onnx"
-    done = without(TORCH | ONNX, START, "compare", *graphs, "--set", "calib")
+    done = without(TORCH | ONNX, START, "compare", *graphs, "--set", "calib", "--margin", "5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("204 clips: ")
+
+
+def test_a_device_audits_recordings():
+    done = without(TORCH | ONNX | {"jinja2"}, START, "audit", ROOT / "calibration" / "demo")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("444 recordings, 444 s: fit to calibrate with")
 
 
 def test_a_device_without_torch_quantizes(exported, tmp_path):
