@@ -68,6 +68,7 @@ from cnngru_edge.models.errors import AudioError, CorpusError, ExportError
 from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.audio import Samples, read_audio
+from cnngru_edge.runtime.golden import GOLDEN, write_golden
 
 _PARITY_CLIPS = 8
 _STREAMED_CLIPS = 48
@@ -190,6 +191,12 @@ def export(
                 load(spread(evaluation, _MEASURED_CLIPS), rate)[1],
                 lambda done, total: progress("evidence", done, total),
             )
+            forms = [stage / name for name, (_, is_clip) in INT8_FORMS.items() if is_clip]
+            try:
+                write_golden(stage / GOLDEN, stage / FLOAT, forms, [c.path for c in evaluation])
+            except CorpusError as e:
+                report.notes.append(f"no {GOLDEN}: {e}")
+            has_golden = (stage / GOLDEN).exists()
             streams = {name: streaming_fields(found) for name, found in report.streaming.items()}
             receipts = {name: found.to_json() for name, found in report.coverages.items()}
             comparison = comparison_fields(report.comparisons[INT8])
@@ -208,9 +215,11 @@ def export(
             }
             hear = partial(heard_clip, corpus.root, Conditions(), rate)
             write_report(stage, evidence(checkpoint.stem, command, sections), hear)
+    # What is left of an earlier export was made from other graphs.
     for name in ENGINES.keys() - report.coverages.keys():
-        # One of an earlier export was built from other graphs.
         remove_engine(out / name)
+    if not has_golden:
+        (out / GOLDEN).unlink(missing_ok=True)
     return report
 
 

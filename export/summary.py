@@ -97,14 +97,13 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(table)
         console.print(f"intervals of {clean.confidence:.1%}, so that all hold together at 95 %")
     for what, groups in (("class", comparison.by_class), ("speaker", comparison.by_speaker)):
-        losers = sorted((g for g in groups if g.delta < 0), key=lambda g: g.delta)
-        if losers:
-            text = ", ".join(
-                f"{g.group} {g.delta:+.1f} ({g.clips} clips)" for g in losers[:_GROUPS_SHOWN]
-            )
-            more = len(losers) - _GROUPS_SHOWN
+        lost = {g: round(-g.delta * g.clips / 100) for g in groups if g.delta < 0}
+        if lost:
+            worst = sorted(lost, key=lambda g: -lost[g])
+            text = ", ".join(f"{g.group} {lost[g]} of {g.clips}" for g in worst[:_GROUPS_SHOWN])
+            more = len(worst) - _GROUPS_SHOWN
             text += f" and {more} more" if more > 0 else ""
-            console.print(f"points lost by {what}: {text}", highlight=False, soft_wrap=True)
+            console.print(f"clips lost by {what}: {text}", highlight=False, soft_wrap=True)
     if not comparison.flips:
         return
     path = Column("flipped clip", overflow="fold")

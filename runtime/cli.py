@@ -3,20 +3,24 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from cnngru_edge.models.errors import AudioError, SessionError
+from cnngru_edge.runtime.golden import GOLDEN
+from cnngru_edge.runtime.monitor import MAX_FLIPS, Shadow, ShadowConfig
 
 if TYPE_CHECKING:
     from cnngru_edge.runtime.audio import Samples
     from cnngru_edge.runtime.live import Event
     from cnngru_edge.runtime.microphone import RingBuffer
+    from cnngru_edge.runtime.session import Session
 
 FILE = click.Path(path_type=Path)
 
@@ -40,6 +44,35 @@ def _list_devices(context: click.Context, option: click.Parameter, is_asked: boo
 @click.option("--engine", type=FILE, required=True, help="Artefact to run (.onnx, .engine or .ts).")
 @click.option("--reference", type=FILE, help="Check each answer against this float artefact.")
 @click.option(
+    "--shadow",
+    "share",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Let the reference check this share only, of the clips or of the stream, in the "
+    "background; exit 1 if a limit was crossed.",
+)
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    default=ShadowConfig.min_agreement,
+    help="With --shadow: share of the clips, or of a stream's frames, with the reference's label; "
+    "crossed when it is proven to be less.",
+)
+@click.option(
+    "--min-sqnr",
+    type=float,
+    default=ShadowConfig.min_sqnr_db,
+    metavar="DB",
+    help="With --shadow: signal-to-quantization-noise ratio of the logits of each clip, or of each "
+    "second of a stream.",
+)
+@click.option(
+    "--save-flips",
+    type=FILE,
+    metavar="DIR",
+    help="With --shadow: keep the audio of what the two answer differently, or that crosses "
+    f"--min-sqnr, as WAV; no more than {MAX_FLIPS} files in DIR.",
+)
+@click.option(
     "--stream",
     "is_stream",
     is_flag=True,
@@ -60,6 +93,10 @@ def _list_devices(context: click.Context, option: click.Parameter, is_asked: boo
 def run(
     engine: Path,
     reference: Path | None,
+    share: float | None,
+    min_agreement: float,
+    min_sqnr: float,
+    save_flips: Path | None,
     is_stream: bool,
     device: str | None,
     as_json: bool,
@@ -68,10 +105,18 @@ def run(
     """Say what is said in AUDIO files: label, score and latency of each."""
     if device and not (is_stream and str(audio[0]) == "mic"):
         raise click.UsageError("--device is for --stream mic")
+    config = None
+    if share is not None:
+        if reference is None:
+            raise click.UsageError("--shadow needs a --reference")
+        config = ShadowConfig(reference, share, min_agreement, min_sqnr, save_flips)
+        reference = None  # not in the foreground
+    elif unused := _given("min_agreement", "min_sqnr", "save_flips"):
+        raise click.UsageError(f"{unused} needs --shadow")
     if is_stream:
         if len(audio) != 1 or reference:
-            raise click.UsageError("--stream takes one AUDIO and no --reference")
-        _run_stream(engine, str(audio[0]), device, as_json)
+            raise click.UsageError("--stream takes one AUDIO, and --reference only with --shadow")
+        _run_stream(engine, str(audio[0]), device, config, as_json)
         return
     from cnngru_edge.runtime.recognize import recognize
     from cnngru_edge.runtime.session import open_session
@@ -81,6 +126,7 @@ def run(
     width = max(len(str(path)) for path in audio)
     with ExitStack() as stack:
         session = stack.enter_context(open_session(engine))
+        shadow = stack.enter_context(_shadow(session, config))
         checked = stack.enter_context(open_session(reference)) if reference else None
         if checked and checked.spec != session.spec:
             raise SessionError(
@@ -88,7 +134,7 @@ def run(
             )
         for path in audio:
             try:
-                result = recognize(session, path, checked)
+                result = recognize(session, path, checked, shadow)
             except AudioError as e:
                 errors.append(e)
                 continue
@@ -98,9 +144,46 @@ def run(
     for note, count in notes.items():
         click.echo(f"note: {count} of {len(audio)} {note}", err=True)
     report_skipped(errors)
+    _exit_if_failed(shadow)
 
 
-def _run_stream(engine: Path, audio: str, device: str | None, as_json: bool) -> None:
+def _given(*names: str) -> str | None:
+    """The first of these options that was given."""
+    context = click.get_current_context()
+    given = (n for n in names if context.get_parameter_source(n) is not ParameterSource.DEFAULT)
+    return next((f"--{name.replace('_', '-')}" for name in given), None)
+
+
+@contextmanager
+def _shadow(session: "Session", config: ShadowConfig | None) -> Iterator[Shadow | None]:
+    """What checks a run, if anything; its summary at the end, whichever end that is."""
+    if config is None:
+        yield None
+        return
+
+    def warn(line: str) -> None:
+        click.echo(f"warning: {line}", err=True)
+
+    with Shadow(session.spec, config, warn) as shadow:
+        try:
+            yield shadow
+        finally:
+            shadow.close()
+            click.echo(shadow.summary.text, err=True)
+
+
+def _exit_if_failed(shadow: Shadow | None) -> None:
+    if shadow is not None and not shadow.summary.passed:
+        sys.exit(1)
+
+
+def _run_stream(
+    engine: Path,
+    audio: str,
+    device: str | None,
+    config: ShadowConfig | None,
+    as_json: bool,
+) -> None:
     from cnngru_edge.runtime.live import StreamSession
     from cnngru_edge.runtime.session import open_session
 
@@ -118,7 +201,8 @@ def _run_stream(engine: Path, audio: str, device: str | None, as_json: bool) -> 
     with ExitStack() as held:
         session = held.enter_context(open_session(engine))
         rate, blocks, buffer = _source(held, audio, device, session.spec.features.sample_rate)
-        stream = held.enter_context(StreamSession(session, rate))
+        shadow = held.enter_context(_shadow(session, config))
+        stream = held.enter_context(StreamSession(session, rate, shadow))
         lost, is_late = 0, False
         try:
             for block in blocks:
@@ -140,6 +224,7 @@ def _run_stream(engine: Path, audio: str, device: str | None, as_json: bool) -> 
             f"{stream.factor:.4f}",
             err=True,
         )
+    _exit_if_failed(shadow)
 
 
 def _source(
@@ -205,6 +290,27 @@ def bench(
         click.echo(found.to_json())
     else:
         print_bench(found, Console(markup=False))
+
+
+@click.command()
+@click.option(
+    "--engine", type=FILE, required=True, help="Artefact to test (.onnx, .engine or .ts)."
+)
+@click.option(
+    "--golden",
+    type=FILE,
+    help=f"Clips and the float model's answers, of its export.  [default: {GOLDEN} beside it]",
+)
+@as_json_option
+def selftest(engine: Path, golden: Path | None, as_json: bool) -> None:
+    """Let an artefact answer the golden clips of its export, here; exit 1 if it does not pass."""
+    from cnngru_edge.runtime.golden import selftest as run_selftest
+
+    found = run_selftest(engine, golden or engine.with_name(GOLDEN))
+    for line in [found.to_json()] if as_json else found.lines:
+        click.echo(line)
+    if not found.passed:
+        sys.exit(1)
 
 
 @click.command()

@@ -4,6 +4,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
@@ -13,6 +14,9 @@ from cnngru_edge.runtime.audio import Samples, pad_to_multiple
 from cnngru_edge.runtime.detect import Detector
 from cnngru_edge.runtime.session import Session, open_session
 from cnngru_edge.runtime.stream import FLUSH_S, Stream, fixed_length
+
+if TYPE_CHECKING:
+    from cnngru_edge.runtime.monitor import CheckedStream, Shadow
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,23 @@ class StreamSession:
         source: an open artefact, or the path of one, which is then opened and closed with this.
         sample_rate: of the audio, in Hz; another than the model's is resampled as a stream, without
             seams between the pieces. None for the model's.
+        shadow: checks a share of the stream.
     """
 
-    def __init__(self, source: Session | Path, sample_rate: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Session | Path,
+        sample_rate: int | None = None,
+        shadow: "Shadow | None" = None,
+    ) -> None:
         with ExitStack() as held:
             session = source
             if isinstance(session, Path):
                 session = held.enter_context(open_session(session))
-            self._stream = held.enter_context(Stream(session))
+            self._checked: CheckedStream | None = None
+            if shadow is not None:
+                self._checked = shadow.stream(session)
+            self._stream = held.enter_context(self._checked or Stream(session))
             self._held = held.pop_all()
         spec = session.spec
         rate = spec.features.sample_rate
@@ -86,6 +99,8 @@ class StreamSession:
     def lose(self, seconds: float) -> None:
         """Say that so much audio is missing here, so that the times of events stay right."""
         self._lost_s += seconds
+        if self._checked is not None:
+            self._checked.lost_s += seconds
 
     def flush(self) -> list[Event]:
         """The events in what is left when a stream has ended, heard out with a little silence."""

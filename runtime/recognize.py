@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from cnngru_edge.runtime.audio import Recording, read_audio
 from cnngru_edge.runtime.decode import clip_scores
 from cnngru_edge.runtime.session import Session
 from cnngru_edge.runtime.stream import clip_logits
+
+if TYPE_CHECKING:
+    from cnngru_edge.runtime.monitor import Shadow
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,15 @@ class Recognition:
         return line
 
 
-def recognize(session: Session, path: Path, reference: Session | None = None) -> Recognition:
+def recognize(
+    session: Session,
+    path: Path,
+    reference: Session | None = None,
+    shadow: "Shadow | None" = None,
+) -> Recognition:
     """Run one recording through a session, and through a reference to check it.
+
+    A shadow checks it in the background, if it is its turn.
 
     Raises:
         AudioError: the recording cannot be used.
@@ -69,6 +80,8 @@ def recognize(session: Session, path: Path, reference: Session | None = None) ->
     latency_ms = 1000 * (time.perf_counter() - start)
     if not np.isfinite(logits).all():
         raise SessionError(f"{path}: the model answers NaN; its file is damaged, export it again")
+    if shadow is not None:
+        shadow.check_clip(str(path), recording.samples, logits)
     scores = clip_scores(spec, logits)
     label = spec.labels[int(scores.argmax())]
     check = None

@@ -241,6 +241,45 @@ def test_a_reference_of_another_model_is_refused(refused, exported, tiny_onnx, d
     )
 
 
+@pytest.mark.parametrize("mode", [[], ["--stream"]])
+def test_a_shadow_of_another_model_is_refused(refused, exported, tiny_onnx, demo, mode):
+    shadow = ["--reference", tiny_onnx, "--shadow", "0.05"]
+    engine, clip = exported / "model.int8.onnx", clip_of(demo, "yes")
+    assert refused("run", "--engine", engine, *shadow, *mode, clip) == (
+        f"{tiny_onnx}: of another model than the one that it is to check; give its own float one"
+    )
+
+
+def test_a_folder_of_flips_that_cannot_be_made_is_refused(refused, exported, demo, tmp_path):
+    (tmp_path / "flips").touch()
+    engine, reference = exported / "model.int8.onnx", exported / "model.fp32.onnx"
+    shadow = ["--reference", reference, "--shadow", "0.05", "--save-flips", tmp_path / "flips"]
+    assert refused("run", "--engine", engine, *shadow, clip_of(demo, "yes")) == (
+        f"{tmp_path / 'flips'}: File exists"
+    )
+
+
+WRONG_OPTIONS = {
+    "no reference": (["--shadow", "0.1"], "--shadow needs a --reference"),
+    "no shadow": (["--min-agreement", "0.98"], "--min-agreement needs --shadow"),
+    "no shadow of it": (["--reference", "a.onnx", "--min-sqnr", "9"], "--min-sqnr needs --shadow"),
+    "nothing to keep": (["--save-flips", "flips"], "--save-flips needs --shadow"),
+    "share of nothing": (["--shadow", "0"], "0.0 is not in the range 0<x<=1."),
+    "foreground": (
+        ["--stream", "--reference", "a.onnx"],
+        "--stream takes one AUDIO, and --reference only with --shadow",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_OPTIONS)
+def test_options_that_do_not_fit_are_a_usage_error(cli, name):
+    options, message = WRONG_OPTIONS[name]
+    result = cli("run", "--engine", "b.onnx", *options, "a.wav")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1].endswith(message)
+
+
 def test_an_answer_that_is_no_number_is_refused(refused, exported, demo, tmp_path):
     engine = with_head_times(
         np.float32(np.nan), exported / "model.fp32.onnx", tmp_path / "nan.onnx"

@@ -1,0 +1,300 @@
+"""A few clips and what the float model says to them, beside the artefacts: a device tests itself.
+
+`golden.npz` holds, of N clips: `audio` int16 (all clips in a row), `lengths` (N,) in samples,
+`names` (N,), `labels` (N,) that the float model gives, `logits` float32 (all frames in a row, C);
+and `format`, `spec` (JSON), `sha256` (of the float graph), `sqnr_db` (the lowest of the INT8 forms
+over all clips, when they were exported).
+"""
+
+import io
+import json
+import math
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cnngru_edge.models.atomic import file_sha256, write_file
+from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
+from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.runtime.agreement import power, sqnr_db
+from cnngru_edge.runtime.audio import Samples, read_audio
+from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.session import SOURCE_KEY, Array, Session, open_session
+from cnngru_edge.runtime.stream import clip_logits, flushed
+
+GOLDEN = "golden.npz"
+
+_FORMAT = 1
+_CLIPS = 16
+_CANDIDATES = 96  # that the float model hears to find them
+_LONGEST_S = 3.0  # of a clip: what is behind it is left out
+_CLEAR = 0.5  # by which the best probability leads: no rounding changes the label
+_ROUNDING_DB = 3.0
+"""What another builder's rounding may cost. An engine rounds at other places than the graph that it
+was built from, with errors of the same size and independent: twice the noise at most."""
+_LARGEST = 1 << 26  # bytes of the arrays, unpacked: a hundred times what is written
+_ARRAYS: dict[str, tuple[type, int]] = {  # type and dimensions
+    "format": (np.integer, 0),
+    "spec": (np.str_, 0),
+    "sha256": (np.str_, 0),
+    "sqnr_db": (np.float64, 0),
+    "audio": (np.int16, 1),
+    "lengths": (np.int64, 1),
+    "names": (np.str_, 1),
+    "labels": (np.str_, 1),
+    "logits": (np.float32, 2),
+}
+
+
+@dataclass(frozen=True)
+class GoldenClip:
+    """A clip, and the float model's answer."""
+
+    name: str
+    audio: npt.NDArray[np.int16]  # (S,)
+    label: str
+    logits: Array  # (T, C), of the clip flushed
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The clips, of which model they are, and how near to it INT8 was."""
+
+    spec: ModelSpec
+    sha256: str  # of the float graph
+    sqnr_db: float  # the lowest of the INT8 forms
+    clips: tuple[GoldenClip, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip that was answered otherwise."""
+
+    clip: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """How an artefact answered the golden clips."""
+
+    engine: str
+    backend: str
+    device: str
+    precision: str
+    clips: int
+    failures: tuple[Failure, ...]
+    sqnr_db: float  # over all logits; infinite if they are the float model's own
+    min_sqnr_db: float
+
+    @property
+    def passed(self) -> bool:
+        """Every label as expected, and no more noise than another rounding makes."""
+        return not self.failures and self.sqnr_db >= self.min_sqnr_db
+
+    def to_json(self) -> str:
+        """One line of JSON; an infinite SQNR is null."""
+        sqnr = self.sqnr_db if math.isfinite(self.sqnr_db) else None
+        return json.dumps(asdict(self) | {"sqnr_db": sqnr, "passed": self.passed})
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """For people: each failure, then all in one."""
+        for failure in self.failures:
+            yield f"{failure.clip}: expected {failure.expected}, got {failure.found}"
+        yield (
+            f"{self.engine}: {'passed' if self.passed else 'failed'}: "
+            f"{self.clips - len(self.failures)} of {self.clips} labels as the float model's, SQNR "
+            f"{self.sqnr_db:.1f} dB, expected {self.min_sqnr_db:.1f} dB or more; {self.backend}, "
+            f"{self.device}, {self.precision}"
+        )
+
+
+def selftest(engine: Path, golden: Path) -> SelfTest:
+    """Let an artefact answer the golden clips.
+
+    Raises:
+        SessionError: either cannot be read, they are of different models, or it answers NaN.
+    """
+    expected = read_golden(golden)
+    failures = []
+    signal = noise = 0.0
+    with open_session(engine) as session:
+        source = session.metadata.get(SOURCE_KEY, expected.sha256)
+        if (session.spec, source) != (expected.spec, expected.sha256):
+            raise SessionError(f"{golden}: of another model than {engine}; give its own --golden")
+        for clip in expected.clips:
+            logits = clip_logits(session, _samples(clip.audio))
+            if not np.isfinite(logits).all():
+                raise SessionError(
+                    f"{engine}: answers NaN to {clip.name}; it is damaged, export or build it again"
+                )
+            signal += power(clip.logits)
+            noise += power(clip.logits - logits)
+            label, _ = _answer(session.spec, logits)
+            if label != clip.label:
+                failures.append(Failure(clip.name, clip.label, label))
+        return SelfTest(
+            str(engine),
+            session.backend,
+            session.device,
+            session.precision,
+            len(expected.clips),
+            tuple(failures),
+            sqnr_db(signal, noise),
+            expected.sqnr_db - _ROUNDING_DB,
+        )
+
+
+def write_golden(
+    path: Path, reference: Path, candidates: Sequence[Path], clips: Sequence[Path]
+) -> int:
+    """Choose clips that a float graph and all its INT8 forms answer alike; how many there are.
+
+    They are spread over the labels, and those come first that the float model is sure of. The same
+    files in give the same file out.
+
+    Raises:
+        CorpusError: there is none.
+    """
+    with ExitStack() as held:
+        session = held.enter_context(open_session(reference))
+        forms = [held.enter_context(open_session(form)) for form in candidates]
+        chosen, answers = [], []
+        for lead, clip in _in_turn(session, clips):
+            found = [clip_logits(form, _samples(clip.audio)) for form in forms]
+            heard = [_answer(session.spec, logits) for logits in found]
+            if all(label == clip.label and by >= lead / 2 for label, by in heard):
+                chosen.append(clip)
+                answers.append(found)
+            if len(chosen) == _CLIPS:
+                break
+        if not chosen:
+            raise CorpusError(
+                f"{path}: no clip that {reference.name} and its INT8 forms hear alike"
+            )
+        signal = sum(power(clip.logits) for clip in chosen)
+        noises = [
+            sum(power(clip.logits - logits) for clip, logits in zip(chosen, form, strict=True))
+            for form in zip(*answers, strict=True)
+        ]
+        sqnr = min(sqnr_db(signal, noise) for noise in noises)
+        golden = Golden(session.spec, file_sha256(reference), sqnr, tuple(chosen))
+    _write(path, golden)
+    return len(chosen)
+
+
+def read_golden(path: Path) -> Golden:
+    """Read what `write_golden` wrote.
+
+    Raises:
+        SessionError: no such file, or damaged.
+    """
+    if not path.is_file():
+        raise SessionError(
+            f"{path}: no such file; 'cnngru-edge export' writes one beside the artefacts, copy it "
+            "to where the engine is, or give it as --golden"
+        )
+    data = path.read_bytes()
+    try:
+        return _golden(_arrays(data))
+    except Exception as e:  # what zipfile and numpy raise for damaged files has no common base
+        reason = str(e).strip().splitlines() or [type(e).__name__]
+        raise SessionError(
+            f"{path}: not a golden set, or damaged ({reason[0].rstrip('.')}); copy it again"
+        ) from e
+
+
+def _answer(spec: ModelSpec, logits: Array) -> tuple[str, float]:
+    """The label of a clip, and by how much its probability leads."""
+    scores = clip_scores(spec, logits)
+    second, best = np.sort(scores)[-2:]
+    return spec.labels[int(scores.argmax())], float(best - second)
+
+
+def _samples(audio: npt.NDArray[np.int16]) -> Samples:
+    return audio.astype(np.float32) / np.float32(2**15)
+
+
+def _in_turn(session: Session, paths: Sequence[Path]) -> Iterator[tuple[float, GoldenClip]]:
+    """Clips that can be read and by how much they lead, label after label, the sure ones first."""
+    rate = session.spec.features.sample_rate
+    by_label: dict[str, list[tuple[float, GoldenClip]]] = defaultdict(list)
+    for path in paths[:: -(-len(paths) // _CANDIDATES) or 1]:
+        try:
+            samples = read_audio(path, rate).samples[: round(_LONGEST_S * rate)]
+        except AudioError:
+            continue  # whoever hears all of them names it
+        audio = np.clip(np.rint(samples * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+        logits = clip_logits(session, _samples(audio))
+        label, lead = _answer(session.spec, logits)
+        clip = GoldenClip(f"{path.parent.name}/{path.name}", audio, label, logits)
+        by_label[label].append((min(lead, _CLEAR), clip))
+    ranked = [sorted(by_label[k], key=lambda x: -x[0]) for k in sorted(by_label)]
+    for found in chain.from_iterable(zip_longest(*ranked)):
+        if found is not None:
+            yield found
+
+
+def _write(path: Path, golden: Golden) -> None:
+    clips = golden.clips
+    data = io.BytesIO()
+    np.savez_compressed(
+        data,
+        format=np.array(_FORMAT),
+        spec=np.array(golden.spec.to_json()),
+        sha256=np.array(golden.sha256),
+        sqnr_db=np.array(golden.sqnr_db),
+        audio=np.concatenate([clip.audio for clip in clips]),
+        lengths=np.array([len(clip.audio) for clip in clips], np.int64),
+        names=np.array([clip.name for clip in clips]),
+        labels=np.array([clip.label for clip in clips]),
+        logits=np.concatenate([clip.logits for clip in clips]),
+    )
+    write_file(path, data.getvalue())
+
+
+def _arrays(data: bytes) -> dict[str, npt.NDArray[Any]]:
+    """The arrays in a file, no larger than those that were written can be."""
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        size = sum(entry.file_size for entry in file.infolist())
+    if size > _LARGEST:
+        raise ValueError(f"{size:,} bytes of arrays")
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in _ARRAYS}
+    for name, (kind, dimensions) in _ARRAYS.items():
+        array = arrays[name]
+        if array.ndim != dimensions or not np.issubdtype(array.dtype, kind):
+            raise ValueError(f"{name} is of type {array.dtype} and shape {array.shape}")
+    return arrays
+
+
+def _golden(arrays: dict[str, npt.NDArray[Any]]) -> Golden:
+    if (found := arrays["format"].item()) != _FORMAT:
+        raise ValueError(f"format {found}, expected {_FORMAT}")
+    spec = ModelSpec.from_json(str(arrays["spec"]))
+    lengths = arrays["lengths"]
+    names, labels = arrays["names"].tolist(), arrays["labels"].tolist()
+    if not len(lengths) == len(names) == len(labels) > 0 or (lengths < 1).any():
+        raise ValueError(f"{len(lengths)} lengths, {len(names)} names, {len(labels)} labels")
+    if lengths.sum() != len(arrays["audio"]):
+        raise ValueError(f"{lengths.sum()} samples expected, {len(arrays['audio'])} found")
+    audio = np.split(arrays["audio"], np.cumsum(lengths)[:-1])
+    frames = [len(flushed(spec, a.astype(np.float32))) // spec.chunk_length for a in audio]
+    if arrays["logits"].shape != (sum(frames), len(spec.labels)):
+        raise ValueError(f"logits of shape {arrays['logits'].shape}, expected {sum(frames)} frames")
+    logits = np.split(arrays["logits"], np.cumsum(frames)[:-1])
+    for name, label, answer in zip(names, labels, logits, strict=True):
+        if _answer(spec, answer)[0] != label:
+            raise ValueError(f"{name} is labelled {label}, against its logits")
+    clips = map(GoldenClip, names, audio, labels, logits)
+    return Golden(spec, str(arrays["sha256"]), float(arrays["sqnr_db"]), tuple(clips))
