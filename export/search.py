@@ -1,6 +1,6 @@
 """Mixed precision within an accuracy budget: as few layers in float as hold it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from cnngru_edge.calibration.ranges import Ranges
@@ -40,13 +40,13 @@ def search_plan(
     true = [label for _, label in clips]
     model = onnx_graph.load(graph)
     lower(model)
-    layers = layers_of(model)
+    layers = list(layers_of(model))
     right = _right(exact.labels, true)
     log: list[Step] = []
     total = 1 + len(layers) * (len(layers) + 1) // 2
 
-    def tried(kept: Iterable[str]) -> Step:
-        names = [name for name in layers if name in set(kept)]
+    def tried(kept: Collection[str]) -> Step:
+        names = [name for name in layers if name in kept]
         model = onnx_graph.load(graph)
         lower(model)
         quantize_lowered(model, ranges.tensors, kept_in_float=names)
@@ -57,16 +57,23 @@ def search_plan(
         progress(1, total)
         return log[-1]
 
+    best = fewest_in_float(layers, tried, max_drop)
+    progress(total - len(log), total)
+    return Plan(tuple(layers), frozenset(best.kept_in_float), tuple(log))
+
+
+def fewest_in_float(
+    layers: Sequence[str], tried: Callable[[Collection[str]], Step], max_drop: float
+) -> Step:
+    """The plan that `search_plan` ends with; `tried` measures one that keeps these layers."""
     best = tried(())
     while best.drop > max_drop and len(best.kept_in_float) < len(layers):
         kept = best.kept_in_float
-        steps = [tried((*kept, name)) for name in layers if name not in kept]
-        best = min(steps, key=_cost)
+        best = min((tried((*kept, name)) for name in layers if name not in kept), key=_cost)
     for name in best.kept_in_float if len(best.kept_in_float) > 1 else ():
-        step = tried(other for other in best.kept_in_float if other != name)
+        step = tried([other for other in best.kept_in_float if other != name])
         best = step if step.drop <= max_drop else best
-    progress(total - len(log), total)
-    return Plan(tuple(layers), frozenset(best.kept_in_float), tuple(log))
+    return best
 
 
 def _right(labels: Sequence[str], true: Sequence[str]) -> int:

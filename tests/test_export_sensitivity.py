@@ -11,9 +11,9 @@ from cnngru_edge.calibration.ranges import Ranges
 from cnngru_edge.export import integer, onnx_graph
 from cnngru_edge.export.integer import Affine
 from cnngru_edge.export.logit_error import FloatAnswers, saved, sqnr
-from cnngru_edge.export.plan import Plan
+from cnngru_edge.export.plan import Plan, Step
 from cnngru_edge.export.quantize import layers_in, layers_of, lower, quantize_onnx
-from cnngru_edge.export.search import search_plan
+from cnngru_edge.export.search import fewest_in_float, search_plan
 from cnngru_edge.export.sensitivity import _only, effective_bits, sensitivity
 from cnngru_edge.export.stored import range_of_affine, read_stored, steps_of
 from cnngru_edge.models.atomic import file_sha256
@@ -299,6 +299,20 @@ def test_the_search_finds_the_layers_to_blame(exported, ranges, labelled, bad):
     for step in plan.log:  # and nothing smaller that was tried is enough
         assert step.drop > 2 or len(step.kept_in_float) >= len(plan.kept_in_float)
     assert sum(n for n, _ in done) == done[0][1]
+
+
+def test_what_turns_out_not_to_be_needed_goes_back_to_int8():
+    """`c` helps most at first, and is of no use once the two to blame are in float."""
+    drops = {"": 9.0, "c": 5.0, "ac": 3.0, "abc": 0.0, "ab": 0.5}
+    log = []
+
+    def tried(kept):
+        log.append("".join(sorted(kept)))
+        return Step(tuple(kept), drops.get(log[-1], 8.0), 0, 20.0)
+
+    assert sorted(fewest_in_float("abcd", tried, 1).kept_in_float) == ["a", "b"]
+    assert log[-3:] == ["ab", "b", "a"]
+    assert len(log) == 1 + 4 + 3 + 2 + 3
 
 
 def test_a_budget_that_nothing_holds_leaves_all_in_float(exported, ranges, labelled):

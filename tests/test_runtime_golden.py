@@ -68,7 +68,8 @@ def test_it_holds_what_the_float_model_says(golden, exported):
             np.testing.assert_array_equal(read_audio(path, RATE).samples, samples)
             answer = recognize(session, path)
             assert answer.label == clip.label
-            assert answer.score > 0.5
+            second, best = sorted(answer.scores.values())[-2:]
+            assert best - second > 0.5  # there are enough clips that are clear
 
 
 def test_it_has_every_label(golden):

@@ -234,6 +234,15 @@ def test_while_it_is_busy_nothing_is_taken_and_nobody_waits(wrong, config, paths
     assert (shadow.summary.checked, shadow.summary.missed) == (4, 7)
 
 
+def test_when_it_is_free_again_it_takes_more(session, config, paths):
+    with Shadow(session.spec, config()) as shadow:
+        for _ in range(10_000):
+            recognize(session, paths[0], shadow=shadow)
+            if shadow.summary.checked > 10:
+                break
+    assert shadow.summary.checked > 10
+
+
 def test_a_checked_stream_answers_as_any(session, config, speech):
     shadow = Shadow(session.spec, config(0.3))
     with shadow, shadow.stream(session) as checked, Stream(session) as plain:
