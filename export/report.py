@@ -35,7 +35,6 @@ _SECTIONS = {  # of the report: anchors and headings on the page
     "streaming": {"streaming": "Streams"},
     "audit": {"audit": "Calibration audio"},
     "search": {"search": "Plan"},
-    "command": {"made": "How it was made"},
 }
 _PLAYED = 20  # flips to listen to; a second of one is 43 KB of the page
 _PLAYED_S = 10
@@ -99,7 +98,7 @@ def _sections(report: Mapping[str, Any]) -> dict[str, str]:
             found |= sections
     if "ranges" in found and not report["sensitivity"]["tensors"]:
         del found["ranges"]
-    return found
+    return found | {"made": "How it was made"}
 
 
 def _names(comparison: Mapping[str, Any] | None) -> tuple[str, str]:

@@ -345,6 +345,12 @@ def test_what_failed_elsewhere_stands_at_the_top():
     assert "• 65.8% of the weights compute in INT8, measured on 1 file" in top
 
 
+def test_a_report_that_no_command_made_says_how_it_was_made():
+    page = render_report(whole_report(command=""), hear_demo)
+    assert "How it was made" in page
+    assert "<pre>" not in page
+
+
 def test_a_section_without_data_is_left_out():
     everything = render(whole_report())
     order = (
