@@ -103,7 +103,8 @@ def compare(
     answers, errors = _answers(artefacts, corpus, clips, conditions, workers)
     if save_results:
         answers[-1].save(save_results)
-        click.echo(f"{save_results}: {len(answers[-1].clips)} clips", err=True)
+        # The command's result, unless that is a comparison.
+        click.echo(f"{save_results}: {len(answers[-1].clips)} clips", err=candidate is not None)
     if candidate:
         comparison = of_clips.compare_results(*answers, margin=margin)
         if save_flips:

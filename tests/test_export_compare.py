@@ -277,7 +277,7 @@ def test_a_device_needs_neither_the_float_model_nor_the_corpus_of_the_host(cli, 
     saved = tmp_path / "float.json"
     kept = cli("compare", exported / FLOAT, "--save-results", saved)
     assert kept.exit_code == 0
-    assert kept.stderr == f"{saved}: 240 clips\n"
+    assert kept.stdout == f"{saved}: 240 clips\n"
     on_device = cli("compare", saved, exported / INT8, "--margin", 5, "--json")
     direct = cli("compare", exported / FLOAT, exported / INT8, "--margin", 5, "--json")
     assert json.loads(on_device.stdout) == json.loads(direct.stdout)
