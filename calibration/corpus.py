@@ -34,7 +34,7 @@ class Clip:
 
     path: Path
     label: str
-    set: str  # TRAIN, CALIB or EVAL
+    set: str  # TRAIN, CALIB or EVAL; ALL for noise that may be used for each
     speaker: str  # "" where unknown
 
 
@@ -51,8 +51,8 @@ class Corpus:
         return tuple(clip for clip in self.clips if set_name in {clip.set, ALL})
 
     def noises_of(self, set_name: str) -> tuple[Clip, ...]:
-        """The noises of one set, or of ALL, in a fixed order."""
-        return tuple(noise for noise in self.noises if set_name in {noise.set, ALL})
+        """The noises of one set, or of ALL, in a fixed order; those of no set of their own too."""
+        return tuple(n for n in self.noises if n.set in {set_name, ALL} or set_name == ALL)
 
 
 def read_corpus(path: Path, task: str | None = None) -> Corpus:
@@ -171,7 +171,7 @@ def _read_folders(root: Path) -> Corpus:
         label = inside.parts[0]
         speaker = path.stem.split("_nohash_")[0] if "_nohash_" in path.stem else ""
         if label == _NOISE_FOLDER:
-            noises.append(Clip(path, label, TRAIN, ""))
+            noises.append(Clip(path, label, ALL, ""))
         elif listed:
             clips.append(Clip(path, label, listed.get(inside.as_posix(), TRAIN), speaker))
         else:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from cnngru_edge.models.errors import AudioError
 from cnngru_edge.models.spec import FeatureSpec
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple, read_audio
 
@@ -82,6 +83,8 @@ def listen(path: Path) -> Sound:
     except soundfile.LibsndfileError:
         rate = FeatureSpec.sample_rate  # read_audio says what is wrong
     samples = read_audio(path, rate).samples
+    if rate / 2 < _EDGES_HZ[1]:
+        raise AudioError(f"{path}: recorded at {rate} Hz, which holds no speech")
     powers, bands, high = _powers(samples - samples.mean(), rate)
     level = _db(float(_averaged(powers).max()))
     return Sound(

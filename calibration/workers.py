@@ -4,12 +4,15 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import TypeVar
 
+from cnngru_edge.models.errors import SessionError
 from cnngru_edge.runtime.session import Session, open_session
 
 Group = TypeVar("Group")
@@ -28,6 +31,9 @@ def in_order(
         artefact: opened once by each worker.
         groups: what is given to `work` at a time.
         workers: processes; with 1 it is this one.
+
+    Raises:
+        SessionError: a worker ended before its work.
     """
     if workers == 1:
         with open_session(artefact) as session:
@@ -43,8 +49,28 @@ def in_order(
         with ThreadPoolExecutor(1, "start", signal.pthread_sigmask, blocked) as starter:
             parts = starter.submit(pool.map, partial(_in_worker, work), groups).result()
         yield from parts
+    except BrokenProcessPool as e:
+        raise SessionError(
+            f"{artefact}: a worker ended before its work, as it does when memory is short; take "
+            "fewer --workers"
+        ) from e
     finally:
-        pool.shutdown(cancel_futures=True)
+        with _stops_ignored():
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _stops_ignored() -> Iterator[None]:
+    """A second stop must not keep the workers from being ended: nobody else would end them."""
+    if current_thread() is not main_thread():  # only that one is stopped
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _worker_session: Session

@@ -17,6 +17,7 @@ from rich.console import Console
 from cnngru_edge.calibration.cli import audit
 from cnngru_edge.calibration.ranges import CalibrateConfig
 from cnngru_edge.export.options import (
+    FiniteRange,
     calibrate_options,
     command_line,
     data_option,
@@ -156,7 +157,7 @@ def train(
 @calibrate_options
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0),
+    type=FiniteRange(0, min_open=True),
     help="Percentage points of accuracy that INT8 may cost; as few layers as that takes are kept "
     "in float.  [default: all in INT8, and no more than 0.5 points proven to be lost]",
 )

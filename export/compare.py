@@ -53,6 +53,7 @@ class Flip:
     """A clip that the two models answer differently."""
 
     path: str
+    sha256: str  # of the file
     condition: str
     true: str
     reference: str
@@ -107,6 +108,7 @@ class Comparison:
     clips: int
     left_out: int  # that only one of the two has heard
     margin: float
+    conditions_sha256: str
     delta_ci95: Interval
     conditions: tuple[Condition, ...]
     by_class: tuple[Group, ...]
@@ -145,8 +147,8 @@ class Comparison:
             f"(95 %), agreement {clean.agreement:.2%}: {self.verdict}"
         )
         if self.verdict == NOT_ENOUGH:
-            needed = f"about {self.clips_needed:,} clips" if self.clips_needed else "no number"
-            line += f" for a margin of {self.margin:g}; {needed} would be enough"
+            needed = f"about {self.clips_needed:,}" if self.clips_needed else "more than 10 million"
+            line += f" for a margin of {self.margin:g}; {needed} clips would be enough"
         return line
 
 
@@ -199,15 +201,19 @@ def answers_of(
     progress: Callable[[int], None] = lambda clips: None,
 ) -> tuple[list[Results], list[AudioError]]:
     """The answers of each artefact, and the recordings left out; see `compare`."""
-    first, *others = [(path, _labels_of(path)) for path in artefacts]  # before the long part
+    kept = {path: Results.load(path) for path in artefacts if path.suffix == RESULTS_SUFFIX}
+    if any(path not in kept for path in artefacts):  # before the long part
+        for path, results in kept.items():
+            _check_conditions(str(path), results.conditions, results.conditions_sha256, conditions)
+    first, *others = [(path, _labels_of(path, kept)) for path in artefacts]
     for path, labels in others:
         if labels != first[1]:
             raise SessionError(_other_labels(str(first[0]), str(path), first[1], labels))
     found: list[Results] = []
     errors: dict[str, AudioError] = {}  # each once, though both cannot read it
     for path in artefacts:
-        if path.suffix == RESULTS_SUFFIX:
-            found.append(Results.load(path))
+        if path in kept:
+            found.append(kept[path])
             progress(len(clips))
             continue
         results, more = answer_clips(
@@ -247,6 +253,7 @@ def compare_results(reference: Results, candidate: Results, *, margin: float) ->
         clips=len(both),
         left_out=len(reference.clips) + len(candidate.clips) - 2 * len(both),
         margin=margin,
+        conditions_sha256=reference.conditions_sha256,
         delta_ci95=_points(newcombe_interval(_pairs(both, 0))),
         conditions=measured,
         by_class=tuple(sorted(by_class, key=lambda group: order[group.group])),
@@ -290,41 +297,76 @@ def interval_text(delta: float, interval: Interval) -> str:
     return f"{delta:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})"
 
 
-def heard_clip(
-    root: Path, conditions: Conditions, sample_rate: int, path: str, condition: str
-) -> Recording:
-    """A clip as it was answered: at the model's rate, and in noise if that is the condition.
+def hear_again(
+    comparison: Comparison, root: Path, conditions: Conditions
+) -> Callable[[str, str], Recording]:
+    """Gives a clip of a comparison, by path and condition, as it was answered.
+
+    At the model's rate, and in noise if that is the condition. What it gives raises AudioError for
+    a clip that is not there, or not as it was: the answers came from elsewhere.
 
     Raises:
-        AudioError: it is not there, or not as it was: the answers came from elsewhere.
+        SessionError: the answers were to clips in other noise.
     """
-    source = root / path
-    recording = read_audio(source, sample_rate)
-    if condition == CLEAN:
-        return recording
-    heard = list(conditions.heard(recording.samples, file_sha256(source), sample_rate))
-    return replace(recording, samples=heard[conditions.names.index(condition)])
+    _check_conditions(
+        comparison.candidate.path,
+        tuple(condition.condition for condition in comparison.conditions),
+        comparison.conditions_sha256,
+        conditions,
+    )
+    hashes = {flip.path: flip.sha256 for flip in comparison.flips}
+
+    def hear(path: str, condition: str) -> Recording:
+        source = root / path
+        recording = read_audio(source, comparison.sample_rate)
+        sha256 = file_sha256(source)
+        if sha256 != hashes.get(path, sha256):
+            raise AudioError(f"{source}: another recording than the one that was answered")
+        if condition == CLEAN:
+            return recording
+        heard = list(conditions.heard(recording.samples, sha256, recording.sample_rate))
+        return replace(recording, samples=heard[conditions.names.index(condition)])
+
+    return hear
+
+
+def check_unused(folder: Path) -> None:
+    """Refuse to add to what is in a folder: it would be of another comparison."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SessionError(f"{folder}: is there and not empty; give another folder")
 
 
 def save_flips(
     comparison: Comparison, root: Path, folder: Path, conditions: Conditions | None = None
 ) -> None:
-    """Put the clips that flipped into a folder, to listen to, as they were answered.
+    """Put the clips that flipped into a new folder, to listen to, as they were answered.
 
     16-bit WAV, named by number, condition, truth and both answers.
 
     Raises:
-        AudioError: as `heard_clip`.
+        SessionError: the folder is not empty, or as `hear_again`.
+        AudioError: as `hear_again`.
     """
-    conditions = conditions or Conditions()
-    rate = comparison.sample_rate
+    check_unused(folder)
+    hear = hear_again(comparison, root, conditions or Conditions())
     with staged(folder) as stage:
         for number, flip in enumerate(comparison.flips, start=1):
-            recording = heard_clip(root, conditions, rate, flip.path, flip.condition)
+            samples = np.clip(hear(flip.path, flip.condition).samples, -1, 1)
             said = (flip.condition, flip.true, flip.reference, flip.candidate)
             name = "_".join((f"{number:03}", *said, Path(flip.path).stem))
-            samples = np.clip(recording.samples, -1, 1)
-            soundfile.write(stage / f"{_UNSAFE.sub('-', name)}.wav", samples, rate)
+            target = stage / f"{_UNSAFE.sub('-', name)}.wav"
+            soundfile.write(target, samples, comparison.sample_rate)
+
+
+def _check_conditions(
+    name: str, heard: tuple[str, ...], sha256: str, conditions: Conditions
+) -> None:
+    """Refuse answers to clips that were heard otherwise."""
+    if (heard, sha256) != (conditions.names, conditions.sha256):
+        raise SessionError(
+            f"{name}: answers to clips heard {', '.join(heard)}, not {', '.join(conditions.names)} "
+            "with these noises and this seed; give the same --noise, --snr and --seed"
+        )
 
 
 def _check_same(reference: Results, candidate: Results) -> None:
@@ -335,14 +377,15 @@ def _check_same(reference: Results, candidate: Results) -> None:
     heard = [(r.conditions, r.conditions_sha256) for r in (reference, candidate)]
     if heard[0] != heard[1]:
         raise SessionError(
-            f"{names[1]}: has heard the clips {', '.join(candidate.conditions)}, {names[0]} "
-            f"{', '.join(reference.conditions)}; give both the same --noise, --snr and --seed"
+            f"{names[1]}: answers to clips heard {', '.join(candidate.conditions)}, those of "
+            f"{names[0]} {', '.join(reference.conditions)}; give both the same --noise, --snr and "
+            "--seed"
         )
 
 
-def _labels_of(path: Path) -> tuple[str, ...]:
-    if path.suffix == RESULTS_SUFFIX:
-        return Results.load(path).labels
+def _labels_of(path: Path, kept: Mapping[Path, Results]) -> tuple[str, ...]:
+    if path in kept:
+        return kept[path].labels
     with open_session(path) as session:
         labels: tuple[str, ...] = session.spec.labels
     return labels
@@ -423,7 +466,16 @@ def _flips(both: Sequence[tuple[Answered, Answered]], number: int, name: str) ->
         first, second = a.answers[number], b.answers[number]
         if first.label != second.label:
             found.append(
-                Flip(a.path, name, a.true, first.label, second.label, first.margin, second.margin)
+                Flip(
+                    a.path,
+                    a.sha256,
+                    name,
+                    a.true,
+                    first.label,
+                    second.label,
+                    first.margin,
+                    second.margin,
+                )
             )
     return found
 

@@ -1,5 +1,6 @@
 """Options of the command line that several commands share."""
 
+import math
 import shlex
 import sys
 from typing import Any
@@ -10,6 +11,20 @@ from cnngru_edge.calibration.corpus import ALL, CALIB, EVAL, TRAIN
 from cnngru_edge.calibration.ranges import METHODS, CalibrateConfig
 from cnngru_edge.export.targets import MIN_COVERAGE
 from cnngru_edge.runtime.cli import FILE
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range, and NaN in none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """As a FloatRange does it."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return float(number)
+
 
 data_option = click.option(
     "--data",

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 from cnngru_edge.calibration.audit import Audit, audit, with_scales
@@ -38,7 +38,7 @@ from cnngru_edge.export.compare import (
     answers_of,
     compare_results,
     comparison_fields,
-    heard_clip,
+    hear_again,
     interval_text,
 )
 from cnngru_edge.export.engine import remove_engine, write_engine
@@ -136,7 +136,7 @@ def export(
         raise CorpusError(f"{corpus.root}: no clips in the set 'eval' to compare on")
     # Before the long part, not after it.
     truth = match_labels(corpus.clips, model.spec.labels)
-    given = Plan.load(plan) if plan else None
+    given = replace(Plan.load(plan), log=()) if plan else None  # the log is of another search
     margin = MARGIN if max_drop is None else max_drop
     rate = model.spec.features.sample_rate
     with staged(out) as stage:
@@ -213,7 +213,7 @@ def export(
                 "latency": latencies(stage / name for name in (FLOAT, INT8, CHUNK)),
                 "files": described_files(sorted(stage.iterdir())),
             }
-            hear = partial(heard_clip, corpus.root, Conditions(), rate)
+            hear = hear_again(report.comparisons[INT8], corpus.root, Conditions())
             write_report(stage, evidence(checkpoint.stem, command, sections), hear)
     # What is left of an earlier export was made from other graphs.
     for name in ENGINES.keys() - report.coverages.keys():
@@ -271,11 +271,12 @@ def _compare(
         if comparison.verdict != WORSE:
             continue
         heard = load(spread(clips, _MEASURED_CLIPS), comparison.sample_rate)[1]
-        worst = sensitivity(stage / FLOAT, stage / name, heard).layers[0]
+        hurt = sensitivity(stage / FLOAT, stage / name, heard).layers
+        blame = f"{hurt[0].layer} hurts most ({hurt[0].summary}); " if hurt else ""
         change = interval_text(comparison.clean.delta, comparison.delta_ci95)
         raise ExportError(
             f"{name}: worse than the float model by {change} points (95 %) on {comparison.clips} "
-            f"clips, and {margin:g} may be lost; {worst.layer} hurts most ({worst.summary}); "
+            f"clips, and {margin:g} may be lost; {blame}"
             "nothing was written; calibrate with more or other audio, or another --method; "
             "--max-drop keeps layers in float"
         )

@@ -70,7 +70,7 @@ class Plan:
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise ExportError(f"{path}: not a plan ({type(e).__name__}: {e})") from e
         for name, precision in layers.items():
-            if precision not in {FLOAT_PRECISION, INT8_PRECISION}:
+            if precision not in (FLOAT_PRECISION, INT8_PRECISION):  # of an editor: anything
                 raise ExportError(
                     f"{path}: layer {name!r} is {precision!r}, expected {FLOAT_PRECISION!r} or "
                     f"{INT8_PRECISION!r}"

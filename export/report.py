@@ -149,8 +149,8 @@ def _advice(comparison: Mapping[str, Any]) -> str:
             f"{margin} are lost."
         )
     return (
-        f"The loss is so near to the margin of {margin} that no number of clips would settle it: "
-        "reduce the loss, or state a wider margin."
+        f"The loss is so near to the margin of {margin} that ten million clips would not settle "
+        "it: reduce the loss, or state a wider margin."
     )
 
 

@@ -1,7 +1,8 @@
 """Where INT8 hurts: each layer alone and each restored, by gate, by frame, and each tensor's range.
 
-What is measured is an INT8 graph as it is: its own weights and scales are put, layer by layer, into
-the float graph, which is then quantized there and run by the runtime that runs them all.
+What is measured is an INT8 graph as it is: its own weights, biases and scales are put, layer by
+layer, into the float graph, which is then quantized there, in its clip form, and run by the runtime
+that runs them all.
 """
 
 import json
@@ -32,6 +33,7 @@ from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY, initial_state
 from cnngru_edge.runtime.stream import flushed
 
 _BARS = 64  # of a histogram that is shown
+_EXPLAINED_DB = 1.0  # by which sums in another order and another form of the graph may differ
 _RECURRENT = re.compile(
     r"(?P<layer>.+)\.weight_(?P<matrix>ih|hh)_l\d+(_reverse)?(\.(?P<gate>\w+))?"
 )
@@ -109,12 +111,20 @@ class Sensitivity:
 
     clips: int
     sqnr_db: float | None  # of the INT8 graph as it is
+    rebuilt_sqnr_db: float | None  # of all its layers put into the float graph
     flips: int
     layers: tuple[LayerError, ...]
     gates: tuple[GateError, ...]
     frame_ms: float
     curves: tuple[Curve, ...]
     tensors: tuple[TensorUse, ...]
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether the layers together are as wrong as the graph; else something else in it is."""
+        if self.sqnr_db is None or self.rebuilt_sqnr_db is None:
+            return self.sqnr_db == self.rebuilt_sqnr_db
+        return abs(self.sqnr_db - self.rebuilt_sqnr_db) < _EXPLAINED_DB
 
     def to_json(self) -> dict[str, Any]:
         """For `sensitivity --json` and the report."""
@@ -149,7 +159,7 @@ def sensitivity(
     for name in layers:
         if parts := _RECURRENT.fullmatch(name):
             recurrent.setdefault(parts["layer"], []).append(name)
-    total = 2 + 2 * len(layers) + len(gates) + len(recurrent)
+    total = 3 + 2 * len(layers) + len(gates) + len(recurrent)
 
     def measured(error: LogitError) -> LogitError:
         progress(1, total)
@@ -160,6 +170,7 @@ def sensitivity(
             return measured(exact.error(path))
 
     whole = measured(exact.error(candidate))
+    rebuilt = only(layers)
     alone = {name: only([name]) for name in layers}
     restored = {name: only([other for other in layers if other != name]) for name in layers}
     by_gate = {name: only([name], by_gate=True) for name in gates}
@@ -182,6 +193,7 @@ def sensitivity(
     return Sensitivity(
         clips=len(clips),
         sqnr_db=whole.sqnr_db,
+        rebuilt_sqnr_db=rebuilt.sqnr_db,
         flips=whole.flips,
         layers=tuple(sorted(found, key=lambda layer: _rank(layer.alone_sqnr_db))),
         gates=tuple(
@@ -299,6 +311,9 @@ def _only(reference: Path, stored: Stored, names: Collection[str], by_gate: bool
         if (name := integer.layer_of(node)) in names:
             assert node.inputs[1] is not None
             node.inputs[1].const_value = ir.tensor(np.ascontiguousarray(weights[name]))
+            bias = _bias(node)
+            if bias is not None and bias.name in stored.biases:
+                bias.const_value = ir.tensor(stored.biases[bias.name])
     tensors = {
         value.name: range_of_affine(affine)
         for node in ir.traversal.RecursiveGraphIterator(model.graph)
@@ -311,6 +326,14 @@ def _only(reference: Path, stored: Stored, names: Collection[str], by_gate: bool
     kept = set(layers_of(model)) - set(names)
     quantize_lowered(model, tensors, stored.target, kept)
     return model
+
+
+def _bias(node: ir.Node) -> ir.Value | None:
+    """The bias of a convolution, or the one that an Add brings to a product."""
+    if node.op_type == "Conv":
+        return node.inputs[2] if len(node.inputs) > 2 else None
+    adds = (use.node for use in node.outputs[0].uses() if use.node.op_type == "Add")
+    return next((v for add in adds for v in add.inputs if v and v.is_initializer()), None)
 
 
 def _gate_error(name: str, error: LogitError) -> GateError:

@@ -115,20 +115,21 @@ def cohen_kappa(reference: Sequence[str], candidate: Sequence[str]) -> float:
 def verdict_of(pairs: Pairs, margin: float, confidence: float = CONFIDENCE) -> str:
     """What the interval of the difference says, `margin` in percentage points.
 
-    `equal`: it lies within the margin. `worse`, `better`: it does not, and lies on one side of
-    zero. `not enough data`: it holds zero and more than the margin.
+    `equal`: it lies within the margin. `worse`: it lies below it, so that more than the margin is
+    lost for sure. `better`: it lies above zero, and not within the margin. `not enough data`: any
+    other, which more clips would settle.
     """
     low, high = (100 * limit for limit in newcombe_interval(pairs, confidence))
     if -margin <= low and high <= margin:
         return EQUAL
-    return WORSE if high < 0 else BETTER if low > 0 else NOT_ENOUGH
+    return WORSE if high < -margin else BETTER if low > 0 else NOT_ENOUGH
 
 
 def clips_needed(pairs: Pairs, margin: float, confidence: float = CONFIDENCE) -> int | None:
     """About how many clips would settle it, were they answered in the same proportions.
 
-    None where it is settled, or where the difference is so close to the margin that no number is
-    enough.
+    None where it is settled, and where it would take more than ten million: the loss is too close
+    to the margin.
     """
 
     def is_settled(clips: int) -> bool:

@@ -23,6 +23,7 @@ class Stored:
 
     target: str
     weights: dict[str, Floats]  # by layer; those in float are not here
+    biases: dict[str, Floats]  # by name
     affines: dict[str, Affine]  # by the name of the tensor
 
     def affine_of(self, value: ir.Value) -> Affine | None:
@@ -54,12 +55,31 @@ def read_stored(path: Path) -> Stored:
     for node, name, _ in weighted_products(model):
         if (weight := _dequantized_weight(node)) is not None:
             weights[name] = weight
+    biases: dict[str, Floats] = {}
+    for graph in (model.graph, *model.graph.subgraphs()):
+        biases |= _biases(graph)
     affines = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         data = node.inputs[0] if node.op_type == "QuantizeLinear" else None
         if data is not None and not data.is_initializer():
             affines[(data.name or "").removesuffix("_float16")] = integer.affine_of(node)
-    return Stored(model.metadata_props.get(TARGET_KEY, CPU), weights, affines)
+    return Stored(model.metadata_props.get(TARGET_KEY, CPU), weights, biases, affines)
+
+
+def _biases(graph: ir.Graph) -> dict[str, Floats]:
+    """Vectors that may be biases, as floats, by the names that they have in the float graph."""
+    found = {}
+    for name, value in graph.initializers.items():
+        if value.const_value is None or len(value.const_value.shape) != 1:
+            continue
+        stored = values_of(value)
+        base = name.removesuffix("_int32")
+        scale = graph.initializers.get(f"{base}_scale")
+        if base != name and scale is not None:
+            found[base] = (stored * values_of(scale)).astype(np.float32)
+        elif np.issubdtype(stored.dtype, np.floating):
+            found[name.removesuffix("_half")] = stored.astype(np.float32)
+    return found
 
 
 def range_of_affine(affine: Affine) -> Range:

@@ -105,7 +105,8 @@ class StreamingComparison:
     def verdict(self) -> str:
         """`equal`, `different` (a stream from its clip), `worse` or `not enough data`.
 
-        The last two as in a Comparison.
+        `equal` if no more is lost on these clips than is allowed, in each row; else as
+        `drop_verdict` has it. Whether that holds of others is what a Comparison is for.
         """
         if self.differences:
             return "different"

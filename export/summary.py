@@ -177,6 +177,13 @@ def print_sensitivity(found: "Sensitivity", console: Console) -> None:
         f"{found.flips} answered differently",
         highlight=False,
     )
+    if not found.is_explained:
+        console.print(
+            f"its layers alone make {sqnr_text(found.rebuilt_sqnr_db)} of it: something else in "
+            "the graph is not as in the float graph",
+            highlight=False,
+            soft_wrap=True,
+        )
     table = Table("layer", "weights", "alone in INT8", "flips", "if restored", "flips")
     for layer in found.layers:
         table.add_row(

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import click
@@ -11,21 +10,23 @@ from rich.console import Console
 
 from cnngru_edge.calibration.corpus import DEMO, Clip, Corpus, audio_files, read_corpus, spread
 from cnngru_edge.export import compare as of_clips
-from cnngru_edge.export.answers import Conditions, Results
+from cnngru_edge.export.answers import RESULTS_SUFFIX, Conditions, Results
 from cnngru_edge.export.options import (
+    FiniteRange,
     command_line,
     data_option,
     set_option,
     task_option,
     workers_option,
 )
-from cnngru_edge.export.statistics import WORSE
+from cnngru_edge.export.statistics import NOT_ENOUGH, WORSE
 from cnngru_edge.models.errors import AudioError, CorpusError
-from cnngru_edge.runtime.cli import FILE, as_json_option, report_skipped
+from cnngru_edge.runtime.cli import FILE, as_json_option, given, report_skipped
 from cnngru_edge.runtime.progress import advance_of, progress_bars
 
 SNRS_DB = (20.0, 10.0, 5.0, 0.0)
 
+_WRITTEN = ("save_results", "save_flips", "report")
 _NOT_SETTLED = 3
 """Exit code where there is not enough data for a verdict."""
 
@@ -44,7 +45,7 @@ _NOT_SETTLED = 3
 )
 @click.option(
     "--margin",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=of_clips.MARGIN,
     help="Percentage points of accuracy within which the two count as equal.",
 )
@@ -52,12 +53,14 @@ _NOT_SETTLED = 3
 @click.option(
     "--snr",
     "snrs_db",
-    type=float,
+    type=FiniteRange(-100, 100),
     multiple=True,
     help="Hear them also so many dB over noise: of --noise, or of the corpus, those of the same "
     "set; may be given several times.  [default: with --noise 20, 10, 5 and 0]",
 )
-@click.option("--seed", type=int, default=0, help="The same seed mixes the same noise.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, help="The same seed mixes the same noise."
+)
 @workers_option
 @click.option("--save-results", type=FILE, help="Keep the answers of the last artefact (.json).")
 @click.option("--save-flips", type=FILE, help="Put what the two answer differently in a folder.")
@@ -90,8 +93,12 @@ def compare(
     """
     if candidate is None and not save_results:
         raise click.UsageError("give a CANDIDATE too, or --save-results to keep the answers of one")
-    if streaming and (noise or snrs_db or save_results or save_flips or report):
+    if streaming and given("noise", "snrs_db", "seed", "workers", *_WRITTEN):
         raise click.UsageError("--streaming takes only --margin, --data, --task and --set with it")
+    if save_results and save_results.suffix != RESULTS_SUFFIX:
+        raise click.UsageError(f"--save-results: a name that ends with {RESULTS_SUFFIX}")
+    if save_flips:
+        of_clips.check_unused(save_flips)
     corpus = read_corpus(data or DEMO, task)
     clips = corpus.of(set_name)
     if streaming and candidate:
@@ -126,7 +133,7 @@ def _conditions(
     if not noises:
         where = f"{noise}: no recordings found" if noise else f"{corpus.root}: no noises in the set"
         raise CorpusError(f"{where}; give a folder of WAV, FLAC or Ogg with --noise")
-    return Conditions(tuple(noises), tuple(snrs_db) or SNRS_DB, seed)
+    return Conditions(tuple(noises), tuple(dict.fromkeys(snrs_db)) or SNRS_DB, seed)
 
 
 def _answers(
@@ -156,8 +163,7 @@ def _report(
 
     title = f"{comparison.candidate.path} against {comparison.reference.path}"
     fields = evidence(title, command_line(), {"comparison": of_clips.comparison_fields(comparison)})
-    hear = partial(of_clips.heard_clip, corpus.root, conditions, comparison.sample_rate)
-    write_report(folder, fields, hear)
+    write_report(folder, fields, of_clips.hear_again(comparison, corpus.root, conditions))
 
 
 def _show(comparison: of_clips.Comparison, as_json: bool) -> None:
@@ -197,6 +203,8 @@ def _compare_streaming(
     report_skipped(errors)
     if not comparison.passed:
         sys.exit(1)
+    if comparison.verdict == NOT_ENOUGH:
+        sys.exit(_NOT_SETTLED)
 
 
 @click.command()

@@ -111,7 +111,7 @@ def run(
             raise click.UsageError("--shadow needs a --reference")
         config = ShadowConfig(reference, share, min_agreement, min_sqnr, save_flips)
         reference = None  # not in the foreground
-    elif unused := _given("min_agreement", "min_sqnr", "save_flips"):
+    elif unused := given("min_agreement", "min_sqnr", "save_flips"):
         raise click.UsageError(f"{unused} needs --shadow")
     if is_stream:
         if len(audio) != 1 or reference:
@@ -147,11 +147,11 @@ def run(
     _exit_if_failed(shadow)
 
 
-def _given(*names: str) -> str | None:
+def given(*names: str) -> str | None:
     """The first of these options that was given."""
     context = click.get_current_context()
-    given = (n for n in names if context.get_parameter_source(n) is not ParameterSource.DEFAULT)
-    return next((f"--{name.replace('_', '-')}" for name in given), None)
+    found = (n for n in names if context.get_parameter_source(n) is not ParameterSource.DEFAULT)
+    return next((f"--{name.replace('_', '-')}" for name in found), None)
 
 
 @contextmanager

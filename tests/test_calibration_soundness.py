@@ -177,3 +177,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
         listen(tmp_path / "a.wav")
     with pytest.raises(AudioError, match=r"b\.wav: no such file"):
         listen(tmp_path / "b.wav")
+
+
+def test_a_rate_that_holds_no_speech_is_refused(wav, rng):
+    path = wav("slow.wav", rng.normal(0, 0.1, 100), 100)
+    with pytest.raises(AudioError, match=r"slow.wav: recorded at 100 Hz, which holds no speech"):
+        listen(path)

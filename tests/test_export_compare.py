@@ -20,8 +20,10 @@ from cnngru_edge.export.compare import (
     compare,
     compare_results,
     comparison_fields,
+    hear_again,
     save_flips,
 )
+from cnngru_edge.models.atomic import file_sha256
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
 from cnngru_edge.runtime.audio import read_audio
 from cnngru_edge.runtime.decode import clip_scores
@@ -32,15 +34,21 @@ FLOAT, INT8 = "model.fp32.onnx", "model.int8.onnx"
 LABELS = ("silence", "yes", "no")
 
 
-def results(*answers, name="a.onnx", conditions=("clean",), paths=None):
+CLEAN_SHA256 = Conditions().sha256
+
+
+def results(
+    *answers, name="a.onnx", conditions=("clean",), paths=None, sha256=CLEAN_SHA256, root=None
+):
     """Of clips, each as `true reference`, or `true first second` for two conditions."""
     clips = []
     for i, (true, *said) in enumerate(row.split() for row in answers):
         path = paths[i] if paths else f"{i}.flac"
         given = tuple(Answer(label, 0.5) for label in said)
-        clips.append(Answered(path, f"hash of {path}", true, f"speaker {i % 2}", given))
+        heard = file_sha256(root / path) if root else f"hash of {path}"
+        clips.append(Answered(path, heard, true, f"speaker {i % 2}", given))
     artefact = Artefact(name, "sha256", "fp32", "onnxruntime", "cpu")
-    return Results(artefact, LABELS, 16_000, conditions, "same noise", tuple(clips))
+    return Results(artefact, LABELS, 16_000, conditions, sha256, tuple(clips))
 
 
 @pytest.fixture
@@ -105,7 +113,7 @@ def test_only_clips_that_both_have_heard_are_compared():
             {"labels": ("silence", "yes", "ja")},
             "b.onnx: labels are silence, yes, ja; those of a.on",
         ),
-        ({"conditions": ("clean", "5 dB")}, "has heard the clips clean, 5 dB, a.onnx clean; give"),
+        ({"conditions": ("clean", "5 dB")}, "heard clean, 5 dB, those of a.onnx clean; give both"),
         ({"conditions_sha256": "other"}, "give both the same --noise, --snr and --seed"),
     ],
 )
@@ -200,11 +208,18 @@ def test_what_is_no_results_file_is_named(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
-    "change", [{"true": "ja"}, {"answers": []}, {"answers": [{"label": "ja", "margin": 1}]}]
+    "change",
+    [
+        {"true": "ja"},
+        {"answers": []},
+        {"answers": [{"label": "ja", "margin": 1}]},
+        {"answers": [{"label": "yes", "margin": "much"}]},
+        {"path": "1.flac"},
+    ],
 )
 def test_answers_that_are_none_of_the_labels_are_refused(tmp_path, change):
     path = tmp_path / "results.json"
-    results("yes yes").save(path)
+    results("yes yes", "no no").save(path)
     raw = json.loads(path.read_text())
     raw["clips"][0] |= change
     path.write_text(json.dumps(raw))
@@ -225,10 +240,15 @@ def test_flips_are_saved_as_they_were_heard(wav, tmp_path, rng, noisy):
     said = rng.normal(0, 0.05, 8_000).astype(np.float32)
     wav("corpus/yes/one two.wav", said, subtype="FLOAT")
     path = "yes/one two.wav"
-    heard = noisy.names
+    options = {
+        "conditions": noisy.names,
+        "sha256": noisy.sha256,
+        "paths": [path],
+        "root": tmp_path / "corpus",
+    }
     comparison = compare_results(
-        results("yes yes yes yes", conditions=heard, paths=[path]),
-        results("yes no yes no", conditions=heard, paths=[path], name="b.onnx"),
+        results("yes yes yes yes", **options),
+        results("yes no yes no", **options, name="b.onnx"),
         margin=0.5,
     )
     folder = tmp_path / "flips"
@@ -248,6 +268,37 @@ def test_a_clip_that_is_not_here_cannot_be_saved(tmp_path):
     with pytest.raises(AudioError, match=r"0.flac: no such file"):
         save_flips(comparison, tmp_path, tmp_path / "flips")
     assert not (tmp_path / "flips").exists()
+
+
+def test_flips_are_not_added_to_those_of_another_comparison(wav, tmp_path):
+    wav("flips/001_old.wav", np.zeros(100, np.float32))
+    comparison = compare_results(results("yes yes"), results("yes no", name="b.onnx"), margin=0.5)
+    with pytest.raises(SessionError, match="flips: is there and not empty; give another folder"):
+        save_flips(comparison, tmp_path, tmp_path / "flips")
+
+
+def test_only_what_was_answered_is_heard_again(wav, tmp_path, rng, noisy):
+    wav("corpus/a.wav", rng.normal(0, 0.1, 8_000))
+    options = {"paths": ["a.wav"], "root": tmp_path / "corpus"}
+    comparison = compare_results(
+        results("yes yes", **options), results("yes no", **options), margin=0.5
+    )
+    hear = hear_again(comparison, tmp_path / "corpus", Conditions())
+    assert len(hear("a.wav", "clean").samples) == 8_000
+    with pytest.raises(SessionError, match=r"heard clean, not clean, 20 dB, 0 dB with thes"):
+        hear_again(comparison, tmp_path / "corpus", noisy)
+    wav("corpus/a.wav", rng.normal(0, 0.1, 8_000))
+    with pytest.raises(AudioError, match=r"a.wav: another recording than the one that was answer"):
+        hear("a.wav", "clean")
+
+
+def test_other_noise_is_noticed_before_the_long_part(exported, demo, few, noisy, tmp_path):
+    found, _ = answer_clips(exported / FLOAT, demo.root, few[:2], noisy)
+    found.save(tmp_path / "float.json")
+    with pytest.raises(SessionError, match=r"float.json: answers to clips heard clean, 20 dB"):
+        compare(tmp_path / "float.json", exported / INT8, demo.root, few[:2])
+    again = tmp_path / "float.json", tmp_path / "float.json"
+    assert compare(*again, demo.root, few[:2])[0].clips == 2  # nothing is heard, nothing to check
 
 
 def test_json_has_what_follows_from_the_answers():
@@ -307,6 +358,11 @@ def test_the_command_mixes_noise_and_keeps_flips(cli, exported, noisy, tmp_path)
             "--streaming takes only --margin, --data, --ta",
         ),
         ((INT8, "--streaming", "--snr", 5), "--streaming takes only --margin, --data, --task and"),
+        ((INT8, "--streaming", "--workers", 2), "--streaming takes only --margin, --data, --task"),
+        ((INT8, "--save-results", "x.txt"), "--save-results: a name that ends with .json"),
+        ((INT8, "--noise", "x", "--seed", -1), "'--seed': -1 is not in the range x>=0"),
+        ((INT8, "--noise", "x", "--snr", "nan"), "'--snr': nan is no finite number"),
+        ((INT8, "--margin", "nan"), "'--margin': nan is no finite number"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(cli, exported, arguments, message):

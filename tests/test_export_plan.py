@@ -38,6 +38,10 @@ def test_a_plan_can_be_edited(tmp_path):
             '{"format": 1, "layers": {"head": "fp16"}}',
             "layer 'head' is 'fp16', expected 'float' or 'int8'",
         ),
+        (
+            '{"format": 1, "layers": {"head": ["int8"]}}',
+            r"layer 'head' is \['int8'\], expected 'float' or 'int8'",
+        ),
     ],
 )
 def test_what_is_no_plan_is_named(tmp_path, text, message):

@@ -84,6 +84,7 @@ def test_every_layer_and_gate_is_measured(measured, samples):
         ("grus.0", matrix, gate) for matrix in ("input", "recurrent") for gate in "zrn"
     }
     whole = measured.sqnr_db
+    assert measured.is_explained
     assert 25 < whole < 45
     assert all(layer.alone_sqnr_db > whole for layer in measured.layers)
     assert all(layer.restored_sqnr_db > whole - 1 for layer in measured.layers)
@@ -127,6 +128,32 @@ def test_a_damaged_layer_is_named(exported, samples, tmp_path, index):
     assert worst.restored_sqnr_db > found.sqnr_db + 3
     assert all(layer.restored_sqnr_db < found.sqnr_db + 3 for layer in found.layers[1:])
     assert (found.gates[0].matrix, found.gates[0].gate) == ("recurrent", "n")  # unit 300 is of n
+
+
+def test_a_damaged_bias_is_named(exported, samples, tmp_path):
+    model = onnx.load(exported / INT8)
+    (bias,) = (i for i in model.graph.initializer if i.name == "convs.2.conv.bias_int32")
+    bias.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(bias), bias.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    found = sensitivity(exported / FLOAT, tmp_path / "damaged.onnx", samples)
+    assert found.sqnr_db < 20
+    assert found.layers[0].layer == "convs.2.conv"
+    assert found.layers[0].restored_sqnr_db > 30
+    assert found.is_explained
+
+
+def test_what_no_layer_explains_is_said(cli, exported, tmp_path):
+    """The gates are the other way round: neither a weight nor a bias nor a scale is wrong."""
+    model = onnx.load(exported / INT8)
+    (scan,) = (node for node in model.graph.node if node.op_type == "Scan")
+    (body,) = (a.g for a in scan.attribute if a.name == "body")
+    (sigmoid,) = (node for node in body.node if node.op_type == "Sigmoid")
+    (gates,) = (node for node in body.node if sigmoid.output[0] in node.input)
+    gates.output[0], gates.output[1] = gates.output[1], gates.output[0]
+    onnx.save(model, tmp_path / "damaged.onnx")
+    done = cli("sensitivity", exported / FLOAT, tmp_path / "damaged.onnx", "--clips", 12)
+    assert done.exit_code == 0
+    assert "of it: something else in the graph is not as in the float graph" in done.stdout
 
 
 def test_a_range_that_clips_is_named(exported, samples, tmp_path):

@@ -82,7 +82,9 @@ def test_kappa_of_a_worked_example():
         (Pairs(226, 2, 2, 10), "not enough data"),
         (Pairs(900, 40, 5, 55), "worse"),
         (Pairs(900, 5, 40, 55), "better"),
-        (Pairs(96_000, 150, 50, 3_800), "equal"),  # surely worse, and surely by less than 0.5
+        (Pairs(96_000, 150, 50, 3_800), "equal"),  # surely a loss, and surely of less than 0.5
+        (Pairs(3_700, 14, 2, 284), "not enough data"),  # surely a loss, of less or more than 0.5
+        (Pairs(7_400, 80, 2, 518), "worse"),
         (Pairs(5, 5, 0, 0), "worse"),
         (Pairs(10, 0, 0, 0), "not enough data"),
     ],
@@ -111,7 +113,7 @@ def test_what_is_settled_needs_no_more_clips():
 
 
 def test_a_difference_at_the_margin_is_never_settled():
-    assert clips_needed(Pairs(940, 7, 2, 51), 0.5) is not None  # zero is excluded some day
+    assert clips_needed(Pairs(940, 7, 2, 51), 0.5) is None  # five of a thousand
     assert clips_needed(Pairs(10, 0, 0, 0), 1e-6) is None
 
 
