@@ -51,8 +51,7 @@ def in_order(
         yield from parts
     except BrokenProcessPool as e:
         raise SessionError(
-            f"{artefact}: a worker ended before its work, as it does when memory is short; take "
-            "fewer --workers"
+            "a worker ended before its work, as it does when memory is short; take fewer --workers"
         ) from e
     finally:
         with _stops_ignored():

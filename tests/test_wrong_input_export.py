@@ -269,35 +269,21 @@ def test_an_export_that_is_stopped_leaves_the_older_one(
     assert contents(tmp_path) == before
 
 
-def calibrate_with_two_workers(endless, exported, old):
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_stop_leaves_no_worker_behind(endless, exported, old, tmp_path, number):
+    before = contents(tmp_path)
     graph, out = exported / "model.fp32.onnx", old / "ranges.json"
     process = endless("calibrate", graph, "--out", out, "--workers", "2")
     reports_progress(process)
-    return process
-
-
-@needs_proc
-@STOPS
-def test_two_stops_in_a_row_are_one(endless, exported, old, tmp_path, number, code, last):
-    before = contents(tmp_path)
-    process = calibrate_with_two_workers(endless, exported, old)
     workers = workers_of(process)
     process.send_signal(number)
     time.sleep(0.002)
     process.send_signal(number)
-    assert_stopped(process, code, last)
+    process.communicate(timeout=30)
+    assert process.returncode
     assert not any(is_running(worker) for worker in workers)
     assert contents(tmp_path) == before
-
-
-@needs_proc
-def test_a_worker_that_is_killed_is_one_line(endless, exported, old):
-    process = calibrate_with_two_workers(endless, exported, old)
-    os.kill(int(workers_of(process)[0].name), signal.SIGKILL)
-    stderr = process.communicate(timeout=30)[1].decode()
-    assert process.returncode == 1
-    assert "a worker ended before its work, as it does when memory is short" in stderr
-    assert "Traceback" not in stderr
 
 
 @needs_proc
