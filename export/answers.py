@@ -190,6 +190,21 @@ def answer_clips(
     return Results(described, labels, rate, *heard, tuple(found)), errors
 
 
+def check_conditions(
+    name: str, heard: tuple[str, ...], sha256: str, conditions: Conditions
+) -> None:
+    """Refuse answers to clips that were heard otherwise than so.
+
+    Raises:
+        SessionError: other conditions, other noises or another seed.
+    """
+    if (heard, sha256) != (conditions.names, conditions.sha256):
+        raise SessionError(
+            f"{name}: answers to clips heard {', '.join(heard)}, not {', '.join(conditions.names)} "
+            "with these noises and this seed; give the same --noise, --snr and --seed"
+        )
+
+
 def answer(session: Session, samples: Samples) -> Answer:
     """What a model answers to a clip.
 

@@ -1,25 +1,23 @@
 """Two artefacts on the same labelled recordings: a verdict, its reasons, the clips that flipped."""
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from cnngru_edge.calibration.corpus import Clip
 from cnngru_edge.export.answers import (
-    CLEAN,
     RESULTS_SUFFIX,
     Answered,
     Artefact,
     Conditions,
     Results,
     answer_clips,
+    check_conditions,
 )
 from cnngru_edge.export.statistics import (
     BETTER,
@@ -35,17 +33,13 @@ from cnngru_edge.export.statistics import (
     pairs_of,
     verdict_of,
 )
-from cnngru_edge.models.atomic import file_sha256, staged
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
-from cnngru_edge.runtime.audio import Recording, read_audio
 from cnngru_edge.runtime.session import Session, open_session
 
 MARGIN = 0.5
 """Percentage points of accuracy within which two models count as equal."""
 
 Interval = tuple[float, float]
-
-_UNSAFE = re.compile(r"[^\w.-]")  # in a file's name
 
 
 @dataclass(frozen=True)
@@ -204,7 +198,7 @@ def answers_of(
     kept = {path: Results.load(path) for path in artefacts if path.suffix == RESULTS_SUFFIX}
     if any(path not in kept for path in artefacts):  # before the long part
         for path, results in kept.items():
-            _check_conditions(str(path), results.conditions, results.conditions_sha256, conditions)
+            check_conditions(str(path), results.conditions, results.conditions_sha256, conditions)
     first, *others = [(path, _labels_of(path, kept)) for path in artefacts]
     for path, labels in others:
         if labels != first[1]:
@@ -295,78 +289,6 @@ def comparison_json(comparison: Comparison) -> str:
 def interval_text(delta: float, interval: Interval) -> str:
     """A difference and its interval, as `-0.08 (-0.59 to +0.41)`."""
     return f"{delta:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})"
-
-
-def hear_again(
-    comparison: Comparison, root: Path, conditions: Conditions
-) -> Callable[[str, str], Recording]:
-    """Gives a clip of a comparison, by path and condition, as it was answered.
-
-    At the model's rate, and in noise if that is the condition. What it gives raises AudioError for
-    a clip that is not there, or not as it was: the answers came from elsewhere.
-
-    Raises:
-        SessionError: the answers were to clips in other noise.
-    """
-    _check_conditions(
-        comparison.candidate.path,
-        tuple(condition.condition for condition in comparison.conditions),
-        comparison.conditions_sha256,
-        conditions,
-    )
-    hashes = {flip.path: flip.sha256 for flip in comparison.flips}
-
-    def hear(path: str, condition: str) -> Recording:
-        source = root / path
-        recording = read_audio(source, comparison.sample_rate)
-        sha256 = file_sha256(source)
-        if sha256 != hashes.get(path, sha256):
-            raise AudioError(f"{source}: another recording than the one that was answered")
-        if condition == CLEAN:
-            return recording
-        heard = list(conditions.heard(recording.samples, sha256, recording.sample_rate))
-        return replace(recording, samples=heard[conditions.names.index(condition)])
-
-    return hear
-
-
-def check_unused(folder: Path) -> None:
-    """Refuse to add to what is in a folder: it would be of another comparison."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SessionError(f"{folder}: is there and not empty; give another folder")
-
-
-def save_flips(
-    comparison: Comparison, root: Path, folder: Path, conditions: Conditions | None = None
-) -> None:
-    """Put the clips that flipped into a new folder, to listen to, as they were answered.
-
-    16-bit WAV, named by number, condition, truth and both answers.
-
-    Raises:
-        SessionError: the folder is not empty, or as `hear_again`.
-        AudioError: as `hear_again`.
-    """
-    check_unused(folder)
-    hear = hear_again(comparison, root, conditions or Conditions())
-    with staged(folder) as stage:
-        for number, flip in enumerate(comparison.flips, start=1):
-            samples = np.clip(hear(flip.path, flip.condition).samples, -1, 1)
-            said = (flip.condition, flip.true, flip.reference, flip.candidate)
-            name = "_".join((f"{number:03}", *said, Path(flip.path).stem))
-            target = stage / f"{_UNSAFE.sub('-', name)}.wav"
-            soundfile.write(target, samples, comparison.sample_rate)
-
-
-def _check_conditions(
-    name: str, heard: tuple[str, ...], sha256: str, conditions: Conditions
-) -> None:
-    """Refuse answers to clips that were heard otherwise."""
-    if (heard, sha256) != (conditions.names, conditions.sha256):
-        raise SessionError(
-            f"{name}: answers to clips heard {', '.join(heard)}, not {', '.join(conditions.names)} "
-            "with these noises and this seed; give the same --noise, --snr and --seed"
-        )
 
 
 def _check_same(reference: Results, candidate: Results) -> None:

@@ -38,11 +38,11 @@ from cnngru_edge.export.compare import (
     answers_of,
     compare_results,
     comparison_fields,
-    hear_again,
     interval_text,
 )
 from cnngru_edge.export.engine import remove_engine, write_engine
 from cnngru_edge.export.evidence import described_files, evidence, latencies
+from cnngru_edge.export.flips import hear_again
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.long_streams import load
 from cnngru_edge.export.onnx_export import export_onnx

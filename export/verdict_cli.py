@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cnngru_edge.calibration.corpus import DEMO, Clip, Corpus, audio_files, read_corpus, spread
 from cnngru_edge.export import compare as of_clips
+from cnngru_edge.export import flips
 from cnngru_edge.export.answers import RESULTS_SUFFIX, Conditions, Results
 from cnngru_edge.export.options import (
     FiniteRange,
@@ -98,7 +99,7 @@ def compare(
     if save_results and save_results.suffix != RESULTS_SUFFIX:
         raise click.UsageError(f"--save-results: a name that ends with {RESULTS_SUFFIX}")
     if save_flips:
-        of_clips.check_unused(save_flips)
+        flips.check_unused(save_flips)
     corpus = read_corpus(data or DEMO, task)
     clips = corpus.of(set_name)
     if streaming and candidate:
@@ -115,7 +116,7 @@ def compare(
     if candidate:
         comparison = of_clips.compare_results(*answers, margin=margin)
         if save_flips:
-            of_clips.save_flips(comparison, corpus.root, save_flips, conditions)
+            flips.save_flips(comparison, corpus.root, save_flips, conditions)
         if report:
             _report(comparison, corpus, conditions, report)
         _show(comparison, as_json)
@@ -163,7 +164,7 @@ def _report(
 
     title = f"{comparison.candidate.path} against {comparison.reference.path}"
     fields = evidence(title, command_line(), {"comparison": of_clips.comparison_fields(comparison)})
-    write_report(folder, fields, of_clips.hear_again(comparison, corpus.root, conditions))
+    write_report(folder, fields, flips.hear_again(comparison, corpus.root, conditions))
 
 
 def _show(comparison: of_clips.Comparison, as_json: bool) -> None:

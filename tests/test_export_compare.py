@@ -20,9 +20,8 @@ from cnngru_edge.export.compare import (
     compare,
     compare_results,
     comparison_fields,
-    hear_again,
-    save_flips,
 )
+from cnngru_edge.export.flips import hear_again, save_flips
 from cnngru_edge.models.atomic import file_sha256
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
 from cnngru_edge.runtime.audio import read_audio
