@@ -82,10 +82,10 @@ def main(export: Path, data: Path, task: str | None, workers: int) -> None:
     with open_session(graph) as session:
         rate = session.spec.features.sample_rate
     heard = load(spread(clips, 200), rate)[1]
-    print(
-        "| INT8 graph | accuracy | points, 95 % | verdict | SQNR | hurts most | alone | restored |"
+    columns = (
+        "INT8 graph | accuracy | points, 95 % | verdict | SQNR | hurts most | alone | restored"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"| {columns} | least effective bits |\n{'|---' * 9}|")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         spoiled = {

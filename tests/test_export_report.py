@@ -318,7 +318,7 @@ def render(report, hear=hear_demo):
         ),
         (
             compared(condition(verdict="not enough data", delta=-0.5)),
-            "so near to the margin of 0.5 points that no number of clips would settle it",
+            "so near to the margin of 0.5 points that ten million clips would not settle it",
         ),
     ],
     ids=["equal", "better", "worse in noise", "more clips", "at the margin"],
