@@ -21,6 +21,7 @@ from cnngru_edge.export.answers import (
     Results,
     answer_clips,
 )
+from cnngru_edge.export.error_rate import ErrorRates, Heard, error_rates
 from cnngru_edge.export.statistics import (
     BETTER,
     CONFIDENCE,
@@ -37,15 +38,17 @@ from cnngru_edge.export.statistics import (
 )
 from cnngru_edge.models.atomic import file_sha256, staged
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
+from cnngru_edge.models.spec import CTC, KWS
 from cnngru_edge.runtime.audio import Recording, read_audio
 from cnngru_edge.runtime.session import Session, open_session
 
 MARGIN = 0.5
-"""Percentage points of accuracy within which two models count as equal."""
+"""Percentage points of accuracy, or of WER, within which two models count as equal."""
 
 Interval = tuple[float, float]
 
 _UNSAFE = re.compile(r"[^\w.-]")  # in a file's name
+_NAMED = 30  # characters of a text in it
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Flip:
     true: str
     reference: str
     candidate: str
-    reference_margin: float  # best probability less the second
+    reference_margin: float  # best probability less the second; of a text its score
     candidate_margin: float
 
 
@@ -99,6 +102,9 @@ class Comparison:
 
     Of the clean clips, but for `conditions`. Where there are several, each has an interval of a
     confidence that makes all of them together hold at 95 % (Bonferroni).
+
+    Of CTC models the answers are texts, right if all of it is. Verdicts are then by WER: see
+    `error_rates`. There are no classes and no confusions.
     """
 
     reference: Artefact
@@ -115,6 +121,8 @@ class Comparison:
     by_speaker: tuple[Group, ...]  # those who lose most first
     confusion: Mapping[str, list[list[int]]]  # reference, candidate: rows truth, columns answer
     flips: tuple[Flip, ...]
+    family: str = KWS
+    error_rates: ErrorRates | None = None  # None of keyword models
 
     @property
     def clean(self) -> Condition:
@@ -138,13 +146,23 @@ class Comparison:
         return max((c.clips_needed for c in self.conditions if c.clips_needed), default=None)
 
     @property
+    def change(self) -> str:
+        """What the verdict of the clean clips rests on: the difference and its interval."""
+        if self.error_rates is None:
+            return f"{interval_text(self.clean.delta, self.delta_ci95)} points (95 %)"
+        delta = self.error_rates.conditions[0].rates.delta
+        return f"{interval_text(delta, self.error_rates.delta_ci95)} points of WER (95 %)"
+
+    @property
     def summary(self) -> str:
         """The verdict and its reason, in a line."""
-        clean = self.clean
+        first, second, what = self.clean.reference_accuracy, self.clean.candidate_accuracy, ""
+        if self.error_rates:
+            rates = self.error_rates.conditions[0].rates
+            first, second, what = rates.reference_wer, rates.candidate_wer, "WER of "
         line = (
-            f"{self.clips} clips: reference {clean.reference_accuracy:.2%}, candidate "
-            f"{clean.candidate_accuracy:.2%}, {interval_text(clean.delta, self.delta_ci95)} points "
-            f"(95 %), agreement {clean.agreement:.2%}: {self.verdict}"
+            f"{self.clips} clips: {what}reference {first:.2%}, candidate {second:.2%}, "
+            f"{self.change}, agreement {self.clean.agreement:.2%}: {self.verdict}"
         )
         if self.verdict == NOT_ENOUGH:
             needed = f"about {self.clips_needed:,}" if self.clips_needed else "more than 10 million"
@@ -242,8 +260,19 @@ def compare_results(reference: Results, candidate: Results, *, margin: float) ->
         )
     names = reference.conditions
     confidence = 1 - (1 - CONFIDENCE) / len(names)
-    measured = tuple(_condition(name, both, i, margin, confidence) for i, name in enumerate(names))
-    by_class, by_speaker = (_groups(both, key) for key in ("true", "speaker"))
+    measured = [_condition(name, both, i, margin, confidence) for i, name in enumerate(names)]
+    rates = None
+    if reference.family == CTC:
+        heard_texts = [
+            Heard(a.path, a.speaker, a.true, *(_answers(one) for one in (a, b))) for a, b in both
+        ]
+        rates = error_rates(names, heard_texts, margin=margin, confidence=confidence)
+        measured = [
+            replace(of_texts, verdict=of_words.verdict, clips_needed=of_words.clips_needed)
+            for of_texts, of_words in zip(measured, rates.conditions, strict=True)
+        ]
+    # A text is no class.
+    by_class = _groups(both, "true") if rates is None else []
     order = {label: i for i, label in enumerate(reference.labels)}
     return Comparison(
         reference=reference.artefact,
@@ -255,14 +284,20 @@ def compare_results(reference: Results, candidate: Results, *, margin: float) ->
         margin=margin,
         conditions_sha256=reference.conditions_sha256,
         delta_ci95=_points(newcombe_interval(_pairs(both, 0))),
-        conditions=measured,
+        conditions=tuple(measured),
         by_class=tuple(sorted(by_class, key=lambda group: order[group.group])),
-        by_speaker=tuple(sorted(by_speaker, key=lambda group: (group.delta, -group.flips))),
-        confusion={
+        by_speaker=tuple(
+            sorted(_groups(both, "speaker"), key=lambda group: (group.delta, -group.flips))
+        ),
+        confusion={}
+        if rates
+        else {
             "reference": _confusion([a for a, _ in both], order),
             "candidate": _confusion([b for _, b in both], order),
         },
         flips=tuple(flip for i, name in enumerate(names) for flip in _flips(both, i, name)),
+        family=reference.family,
+        error_rates=rates,
     )
 
 
@@ -353,7 +388,7 @@ def save_flips(
         for number, flip in enumerate(comparison.flips, start=1):
             samples = np.clip(hear(flip.path, flip.condition).samples, -1, 1)
             said = (flip.condition, flip.true, flip.reference, flip.candidate)
-            name = "_".join((f"{number:03}", *said, Path(flip.path).stem))
+            name = "_".join((f"{number:03}", *(s[:_NAMED] for s in said), Path(flip.path).stem))
             target = stage / f"{_UNSAFE.sub('-', name)}.wav"
             soundfile.write(target, samples, comparison.sample_rate)
 
@@ -394,6 +429,10 @@ def _labels_of(path: Path, kept: Mapping[Path, Results]) -> tuple[str, ...]:
 def _other_labels(reference: str, candidate: str, *labels: Sequence[str]) -> str:
     first, second = (", ".join(names) for names in labels)
     return f"{candidate}: labels are {second}; those of {reference} are {first}"
+
+
+def _answers(clip: Answered) -> tuple[str, ...]:
+    return tuple(answer.label for answer in clip.answers)
 
 
 def _pairs(both: Sequence[tuple[Answered, Answered]], condition: int) -> Pairs:
