@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnngru_edge.models.errors import CorpusError
-from cnngru_edge.models.spec import UNKNOWN
+from cnngru_edge.models.spec import SILENCE, UNKNOWN
 
 TRAIN, CALIB, EVAL = "train", "calib", "eval"
 ALL = "all"
@@ -22,7 +22,8 @@ _SET_NAMES = {
     **dict.fromkeys(["calib", "calibration", "val", "valid", "validation", "dev"], CALIB),
     **dict.fromkeys(["eval", "evaluation", "test", "testing"], EVAL),
 }
-_COLUMNS = ("path", "set", "label")  # that a manifest needs
+_COLUMNS = ("path", "set")  # that a manifest needs
+_SAID = ("label", "text")  # one of which it needs too
 _NOISE_FOLDER = "_background_noise_"
 _NOISE_TASK = "noise"
 _AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au"}
@@ -36,6 +37,7 @@ class Clip:
     label: str
     set: str  # TRAIN, CALIB or EVAL; ALL for noise that may be used for each
     speaker: str  # "" where unknown
+    text: str = ""  # all that is said, in lower case, for a CTC model
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,10 @@ def read_corpus(path: Path, task: str | None = None) -> Corpus:
 def find_clips(path: Path, task: str | None = None) -> Corpus:
     """Find the clips below a folder, or those that a manifest lists.
 
-    A folder with a `manifest.csv` (columns path, set, label; also speaker, task, if it has them) is
-    read by that. Otherwise each folder is a label, as in Speech Commands: `validation_list.txt`
-    and `testing_list.txt` name those sets where they exist, else one speaker in ten goes to each;
+    A folder with a `manifest.csv` (columns path, set, label or text; also speaker, task, word, if
+    it has them) is read by that; a clip's text is in its column text, else word, else label.
+    Otherwise each folder is a label, as in Speech Commands: `validation_list.txt` and
+    `testing_list.txt` name those sets where they exist, else one speaker in ten goes to each;
     `_background_noise_` holds noise. The speaker is what stands before `_nohash_` in a file's name.
 
     Args:
@@ -117,12 +120,37 @@ def match_labels(clips: Iterable[Clip], labels: Sequence[str]) -> dict[Path, str
     return expected
 
 
+def match_texts(clips: Iterable[Clip], labels: Sequence[str]) -> dict[Path, str]:
+    """What a CTC model with these labels should write for each clip.
+
+    Raises:
+        CorpusError: a character that the model does not have, or a clip of `unknown` words.
+    """
+    expected = {}
+    for clip in clips:
+        if clip.text == UNKNOWN == clip.label:
+            raise CorpusError(
+                f"{clip.path}: label {UNKNOWN!r} does not say what is said; a manifest with a "
+                "column text or word does"
+            )
+        if strange := sorted(set(clip.text) - set(labels)):
+            raise CorpusError(
+                f"{clip.path}: text {clip.text!r} has {strange[0]!r}, and the characters of this "
+                f"model are {''.join(label for label in labels if len(label) == 1)!r}"
+            )
+        expected[clip.path] = clip.text
+    return expected
+
+
 def _read_manifest(manifest: Path, task: str | None) -> Corpus:
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as f:  # Excel begins with a BOM
             reader = csv.DictReader(f)
-            if missing := set(_COLUMNS) - set(reader.fieldnames or ()):
-                raise CorpusError(f"{manifest}: no column {', '.join(sorted(missing))}")
+            named = set(reader.fieldnames or ())
+            said = [] if named & set(_SAID) else [_SAID[0]]
+            missing = sorted({*_COLUMNS, *said} - named)
+            if missing:
+                raise CorpusError(f"{manifest}: no column {', '.join(missing)}")
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as e:
         raise CorpusError(f"{manifest}: not a CSV file in UTF-8 ({e})") from e
@@ -136,10 +164,11 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
     clips: list[Clip] = []
     noises: list[Clip] = []
     for line, row in enumerate(rows, start=2):
-        is_noise = row.get("task") == _NOISE_TASK or row["label"] == _NOISE_FOLDER
+        is_noise = row.get("task") == _NOISE_TASK or row.get("label") == _NOISE_FOLDER
         if not is_noise and task is not None and row["task"] != task:
             continue
-        if empty := [column for column in _COLUMNS if not row[column]]:
+        needed = _COLUMNS if "text" in row else (*_COLUMNS, "label")  # a text may be empty
+        if empty := [column for column in needed if not row[column]]:
             raise CorpusError(f"{manifest}: line {line} has no {', '.join(empty)}")
         if row["set"] not in _SET_NAMES:
             raise CorpusError(
@@ -147,9 +176,10 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
             )
         clip = Clip(
             manifest.parent / row["path"],
-            row["label"],
+            row.get("label") or "",
             _SET_NAMES[row["set"]],
             _speaker(row.get("speaker")),
+            "" if is_noise else _text(row, f"{manifest}: line {line}"),
         )
         (noises if is_noise else clips).append(clip)
     return Corpus(manifest.parent, tuple(clips), tuple(noises))
@@ -173,9 +203,11 @@ def _read_folders(root: Path) -> Corpus:
         if label == _NOISE_FOLDER:
             noises.append(Clip(path, label, ALL, ""))
         elif listed:
-            clips.append(Clip(path, label, listed.get(inside.as_posix(), TRAIN), speaker))
+            of_set = listed.get(inside.as_posix(), TRAIN)
+            clips.append(Clip(path, label, of_set, speaker, _text({"label": label}, str(path))))
         else:
-            clips.append(Clip(path, label, _drawn_set(speaker or inside.as_posix()), speaker))
+            of_set = _drawn_set(speaker or inside.as_posix())
+            clips.append(Clip(path, label, of_set, speaker, _text({"label": label}, str(path))))
     return Corpus(root, tuple(clips), tuple(noises))
 
 
@@ -226,6 +258,23 @@ def _drawn_set(speaker: str) -> str:
     # By a hash, as Speech Commands does it: the set stays when other clips come or go.
     share = int(hashlib.sha256(speaker.encode()).hexdigest()[:8], 16) / 0xFFFF_FFFF
     return CALIB if share < 0.1 else EVAL if share < 0.2 else TRAIN
+
+
+def _text(row: dict[str, str], where: str) -> str:
+    """The column text as it stands; else the word, which a label `unknown` hides, or the label."""
+    text = row.get("text")
+    if text is None:
+        label = row["label"]
+        return "" if label == SILENCE else (row.get("word") or label).lower()
+    for character in text:
+        if not (character in " '" or (character.isalpha() and character == character.lower())):
+            raise CorpusError(
+                f"{where} has {character!r} in its text, expected letters in lower case, "
+                "apostrophes and single spaces"
+            )
+    if text != " ".join(text.split(" ")).strip() or "  " in text:
+        raise CorpusError(f"{where} has a space too many in its text {text!r}")
+    return text
 
 
 def _speaker(named: str | None) -> str:

@@ -2,22 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from cnngru_edge.calibration.corpus import Clip, match_labels
+from cnngru_edge.calibration.corpus import Clip, match_labels, match_texts
 from cnngru_edge.calibration.workers import in_order
 from cnngru_edge.models.atomic import file_sha256, write_file
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
+from cnngru_edge.models.spec import CTC, KWS, ModelSpec
 from cnngru_edge.models.streams import excerpt, snr_gain
 from cnngru_edge.runtime.audio import Samples, read_audio
 from cnngru_edge.runtime.decode import clip_scores
 from cnngru_edge.runtime.session import Session, open_session
 from cnngru_edge.runtime.stream import clip_logits
+from cnngru_edge.runtime.transcribe import clip_transcript
 
 RESULTS_SUFFIX = ".json"
 CLEAN = "clean"
@@ -74,7 +76,10 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Answer:
-    """A label, and by how much its probability exceeds that of the next one."""
+    """A label, and by how much its probability exceeds that of the next one.
+
+    Of a CTC model the text of the best path, and its score.
+    """
 
     label: str
     margin: float
@@ -86,7 +91,7 @@ class Answered:
 
     path: str  # from the corpus's folder
     sha256: str  # of the file
-    true: str
+    true: str  # label or text
     speaker: str
     answers: tuple[Answer, ...]
 
@@ -101,6 +106,7 @@ class Results:
     conditions: tuple[str, ...]
     conditions_sha256: str
     clips: tuple[Answered, ...]
+    family: str = KWS  # of the model: whether the answers are labels or texts
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -132,12 +138,9 @@ class Results:
                 ),
                 **raw,
             )
-            known = {*results.labels}
-            if len({clip.path for clip in results.clips}) < len(results.clips) or not all(
-                len(clip.answers) == len(results.conditions)
-                and {clip.true, *(answer.label for answer in clip.answers)} <= known
-                and all(isinstance(answer.margin, float | int) for answer in clip.answers)
-                for clip in results.clips
+            paths = {clip.path for clip in results.clips}
+            if len(paths) < len(results.clips) or not all(
+                _is_whole(clip, results) for clip in results.clips
             ):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -163,7 +166,7 @@ def answer_clips(
         CorpusError: no clip can be used, or one has a label that the model does not know.
     """
     with open_session(artefact) as session:
-        labels, rate = session.spec.labels, session.spec.features.sample_rate
+        spec = session.spec
         described = Artefact(
             artefact.name,
             file_sha256(artefact),
@@ -171,7 +174,7 @@ def answer_clips(
             session.backend,
             session.device,
         )
-    truth = match_labels(clips, labels)
+    truth = truth_of(clips, spec)
     found: list[Answered] = []
     errors: list[AudioError] = []
     labelled = [(clip, truth[clip.path]) for clip in clips]
@@ -186,8 +189,25 @@ def answer_clips(
         progress(len(part))
     if not found:
         raise CorpusError("no recordings to compare on: none of the set can be read")
-    heard = conditions.names, conditions.sha256
-    return Results(described, labels, rate, *heard, tuple(found)), errors
+    return Results(
+        described,
+        spec.labels,
+        spec.features.sample_rate,
+        conditions.names,
+        conditions.sha256,
+        tuple(found),
+        spec.family,
+    ), errors
+
+
+def truth_of(clips: Iterable[Clip], spec: ModelSpec) -> dict[Path, str]:
+    """What a model should answer to each clip: a label, or a text.
+
+    Raises:
+        CorpusError: a label or a character that the model does not have.
+    """
+    match = match_texts if spec.family == CTC else match_labels
+    return match(clips, spec.labels)
 
 
 def check_conditions(
@@ -214,9 +234,24 @@ def answer(session: Session, samples: Samples) -> Answer:
     logits = clip_logits(session, samples)
     if not np.isfinite(logits).all():
         raise SessionError("a model answers NaN; its file is damaged, export it again")
+    if session.spec.family == CTC:
+        transcript = clip_transcript(session.spec, logits)
+        return Answer(transcript.text, round(transcript.score, 6))
     scores = clip_scores(session.spec, logits)
     second, best = np.sort(scores)[-2:]
     return Answer(session.spec.labels[int(scores.argmax())], round(float(best - second), 6))
+
+
+def _is_whole(clip: Answered, results: Results) -> bool:
+    """Whether a file says all of a clip that it should, in the labels of its model."""
+    said = [clip.true, *(answer.label for answer in clip.answers)]
+    if results.family == CTC:
+        said = [character for text in said for character in text]
+    return (
+        len(clip.answers) == len(results.conditions)
+        and set(said) <= set(results.labels)
+        and all(isinstance(answer.margin, float | int) for answer in clip.answers)
+    )
 
 
 def _answer_group(

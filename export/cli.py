@@ -26,12 +26,12 @@ from cnngru_edge.export.options import (
     task_option,
 )
 from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
+from cnngru_edge.export.train_cli import train
 from cnngru_edge.export.verdict_cli import compare, inspect, sensitivity
-from cnngru_edge.models.errors import AudioError, BackendMissing, EdgeError
+from cnngru_edge.models.errors import BackendMissing, EdgeError
 from cnngru_edge.runtime.cli import FILE, bench, doctor, report_skipped, run, selftest
 from cnngru_edge.runtime.engine_file import LIBRARIES
 from cnngru_edge.runtime.progress import advance_of, progress_bars
-from cnngru_edge.runtime.stream import FLUSH_S
 
 _GRAPHS = {"onnx", "onnx_ir"}
 _EXTRA = {"jinja2", "torch", "torchaudio", "safetensors", "scipy"} | _GRAPHS
@@ -71,82 +71,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-@main.command()
-@click.option("--data", type=FILE, required=True, help="Folder per label, or manifest.csv.")
-@click.option("--out", type=FILE, required=True, help="Checkpoint to write (.safetensors).")
-@task_option
-@click.option("--labels", help="Words to tell apart, with commas; other words become 'unknown'.")
-@click.option("--hidden-size", type=click.IntRange(1), help="Units of a GRU layer.  [default: 128]")
-@click.option("--num-layers", type=click.IntRange(1), help="GRU layers.  [default: 1]")
-@click.option("--init", type=FILE, help="Checkpoint to go on from; it settles labels and layers.")
-@click.option(
-    "--light", is_flag=True, help="Milder noise and masking, smaller steps: to finish a model."
-)
-@click.option("--epochs", type=click.IntRange(1), help="[default: 80; with --light 25]")
-@click.option(
-    "--read-delay",
-    type=click.FloatRange(0, 1),
-    default=FLUSH_S,
-    help="Seconds after a word's end in which its label is learned.",
-)
-@click.option("--seed", type=int, default=0, help="The same seed gives the same model.")
-def train(
-    data: Path,
-    out: Path,
-    task: str | None,
-    labels: str | None,
-    hidden_size: int | None,
-    num_layers: int | None,
-    init: Path | None,
-    light: bool,
-    epochs: int | None,
-    read_delay: float,
-    seed: int,
-) -> None:
-    """Train a model on streams of labelled clips; killed, the same command goes on."""
-    if init and (labels or hidden_size or num_layers):
-        raise click.UsageError("--init settles labels and layers; leave those options out")
-    import torch
-
-    from cnngru_edge.calibration.corpus import read_corpus
-    from cnngru_edge.models.checkpoint import load_checkpoint
-    from cnngru_edge.models.cnn_gru import CnnGru
-    from cnngru_edge.models.spec import ModelSpec
-    from cnngru_edge.models.train import LIGHT, TrainConfig, choose_labels
-    from cnngru_edge.models.train import train as run_training
-
-    corpus = read_corpus(data, task)
-    if init:
-        model = load_checkpoint(init)
-    else:
-        spec = ModelSpec(
-            choose_labels(corpus, labels.split(",") if labels else None),
-            hidden_size=hidden_size or ModelSpec.hidden_size,
-            num_layers=num_layers or ModelSpec.num_layers,
-        )
-        torch.manual_seed(seed)
-        model = CnnGru(spec)
-    config = LIGHT if light else TrainConfig()
-    config = replace(
-        config,
-        epochs=epochs or config.epochs,
-        seed=seed,
-        streams=replace(config.streams, read_delay_s=read_delay),
-    )
-    with progress_bars() as bar:
-        bar.start()
-        epoch_bar = bar.add_task("train", total=config.epochs)
-        for report in run_training(corpus, model, out, config):
-            if isinstance(report, AudioError):
-                bar.console.print(f"skipped {report}", highlight=False, soft_wrap=True)
-                continue
-            bar.update(epoch_bar, completed=report.epoch)
-            bar.console.print(
-                f"epoch {report.epoch}: training loss {report.train_loss:.3f}; other speakers: "
-                f"loss {report.loss:.3f}, accuracy {report.accuracy:.2%}"
-                f"{', kept' if report.kept else ''}"
-            )
-    click.echo(out)
+main.add_command(train)
 
 
 @main.command()

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cnngru_edge.export.answers import (
     answer_clips,
     check_conditions,
 )
+from cnngru_edge.export.error_rate import ErrorRates, Heard, error_rates
 from cnngru_edge.export.statistics import (
     BETTER,
     CONFIDENCE,
@@ -34,10 +35,11 @@ from cnngru_edge.export.statistics import (
     verdict_of,
 )
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
+from cnngru_edge.models.spec import CTC, KWS
 from cnngru_edge.runtime.session import Session, open_session
 
 MARGIN = 0.5
-"""Percentage points of accuracy within which two models count as equal."""
+"""Percentage points of accuracy, or of WER, within which two models count as equal."""
 
 Interval = tuple[float, float]
 
@@ -52,7 +54,7 @@ class Flip:
     true: str
     reference: str
     candidate: str
-    reference_margin: float  # best probability less the second
+    reference_margin: float  # best probability less the second; of a text its score
     candidate_margin: float
 
 
@@ -93,6 +95,9 @@ class Comparison:
 
     Of the clean clips, but for `conditions`. Where there are several, each has an interval of a
     confidence that makes all of them together hold at 95 % (Bonferroni).
+
+    Of CTC models the answers are texts, right if all of it is. Verdicts are then by WER: see
+    `error_rates`. There are no classes and no confusions.
     """
 
     reference: Artefact
@@ -109,6 +114,8 @@ class Comparison:
     by_speaker: tuple[Group, ...]  # those who lose most first
     confusion: Mapping[str, list[list[int]]]  # reference, candidate: rows truth, columns answer
     flips: tuple[Flip, ...]
+    family: str = KWS
+    error_rates: ErrorRates | None = None  # None of keyword models
 
     @property
     def clean(self) -> Condition:
@@ -132,13 +139,23 @@ class Comparison:
         return max((c.clips_needed for c in self.conditions if c.clips_needed), default=None)
 
     @property
+    def change(self) -> str:
+        """What the verdict of the clean clips rests on: the difference and its interval."""
+        if self.error_rates is None:
+            return f"{interval_text(self.clean.delta, self.delta_ci95)} points (95 %)"
+        delta = self.error_rates.conditions[0].rates.delta
+        return f"{interval_text(delta, self.error_rates.delta_ci95)} points of WER (95 %)"
+
+    @property
     def summary(self) -> str:
         """The verdict and its reason, in a line."""
-        clean = self.clean
+        first, second, what = self.clean.reference_accuracy, self.clean.candidate_accuracy, ""
+        if self.error_rates:
+            rates = self.error_rates.conditions[0].rates
+            first, second, what = rates.reference_wer, rates.candidate_wer, "WER of "
         line = (
-            f"{self.clips} clips: reference {clean.reference_accuracy:.2%}, candidate "
-            f"{clean.candidate_accuracy:.2%}, {interval_text(clean.delta, self.delta_ci95)} points "
-            f"(95 %), agreement {clean.agreement:.2%}: {self.verdict}"
+            f"{self.clips} clips: {what}reference {first:.2%}, candidate {second:.2%}, "
+            f"{self.change}, agreement {self.clean.agreement:.2%}: {self.verdict}"
         )
         if self.verdict == NOT_ENOUGH:
             needed = f"about {self.clips_needed:,}" if self.clips_needed else "more than 10 million"
@@ -236,8 +253,19 @@ def compare_results(reference: Results, candidate: Results, *, margin: float) ->
         )
     names = reference.conditions
     confidence = 1 - (1 - CONFIDENCE) / len(names)
-    measured = tuple(_condition(name, both, i, margin, confidence) for i, name in enumerate(names))
-    by_class, by_speaker = (_groups(both, key) for key in ("true", "speaker"))
+    measured = [_condition(name, both, i, margin, confidence) for i, name in enumerate(names)]
+    rates = None
+    if reference.family == CTC:
+        heard_texts = [
+            Heard(a.path, a.speaker, a.true, *(_answers(one) for one in (a, b))) for a, b in both
+        ]
+        rates = error_rates(names, heard_texts, margin=margin, confidence=confidence)
+        measured = [
+            replace(of_texts, verdict=of_words.verdict, clips_needed=of_words.clips_needed)
+            for of_texts, of_words in zip(measured, rates.conditions, strict=True)
+        ]
+    # A text is no class.
+    by_class = _groups(both, "true") if rates is None else []
     order = {label: i for i, label in enumerate(reference.labels)}
     return Comparison(
         reference=reference.artefact,
@@ -249,14 +277,20 @@ def compare_results(reference: Results, candidate: Results, *, margin: float) ->
         margin=margin,
         conditions_sha256=reference.conditions_sha256,
         delta_ci95=_points(newcombe_interval(_pairs(both, 0))),
-        conditions=measured,
+        conditions=tuple(measured),
         by_class=tuple(sorted(by_class, key=lambda group: order[group.group])),
-        by_speaker=tuple(sorted(by_speaker, key=lambda group: (group.delta, -group.flips))),
-        confusion={
+        by_speaker=tuple(
+            sorted(_groups(both, "speaker"), key=lambda group: (group.delta, -group.flips))
+        ),
+        confusion={}
+        if rates
+        else {
             "reference": _confusion([a for a, _ in both], order),
             "candidate": _confusion([b for _, b in both], order),
         },
         flips=tuple(flip for i, name in enumerate(names) for flip in _flips(both, i, name)),
+        family=reference.family,
+        error_rates=rates,
     )
 
 
@@ -316,6 +350,10 @@ def _labels_of(path: Path, kept: Mapping[Path, Results]) -> tuple[str, ...]:
 def _other_labels(reference: str, candidate: str, *labels: Sequence[str]) -> str:
     first, second = (", ".join(names) for names in labels)
     return f"{candidate}: labels are {second}; those of {reference} are {first}"
+
+
+def _answers(clip: Answered) -> tuple[str, ...]:
+    return tuple(answer.label for answer in clip.answers)
 
 
 def _pairs(both: Sequence[tuple[Answered, Answered]], condition: int) -> Pairs:

@@ -15,6 +15,7 @@ from cnngru_edge.models.errors import AudioError, SessionError
 from cnngru_edge.runtime.audio import Recording, read_audio
 
 _UNSAFE = re.compile(r"[^\w.-]")  # in a file's name
+_NAMED = 30  # characters of a text in it
 
 
 def hear_again(
@@ -73,6 +74,6 @@ def save_flips(
         for number, flip in enumerate(comparison.flips, start=1):
             samples = np.clip(hear(flip.path, flip.condition).samples, -1, 1)
             said = (flip.condition, flip.true, flip.reference, flip.candidate)
-            name = "_".join((f"{number:03}", *said, Path(flip.path).stem))
+            name = "_".join((f"{number:03}", *(s[:_NAMED] for s in said), Path(flip.path).stem))
             target = stage / f"{_UNSAFE.sub('-', name)}.wav"
             soundfile.write(target, samples, comparison.sample_rate)

@@ -15,19 +15,19 @@ from cnngru_edge.models.errors import CorpusError
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.agreement import sqnr_db
 from cnngru_edge.runtime.audio import Samples
-from cnngru_edge.runtime.decode import clip_scores
 from cnngru_edge.runtime.session import Array, open_session
 from cnngru_edge.runtime.stream import clip_logits
+from cnngru_edge.runtime.transcribe import clip_answer
 
 
 @dataclass(frozen=True)
 class LogitError:
-    """Power of the float logits and of what differs from them, by frame; and the labels given."""
+    """Power of the float logits and of what differs from them, by frame; and the answers."""
 
     signal: Array  # (T,), summed over clips and labels
     noise: Array  # (T,)
     labels: tuple[str, ...]
-    flips: int  # clips with another label than float's
+    flips: int  # clips with another answer than float's
 
     @property
     def sqnr_db(self) -> float | None:
@@ -68,8 +68,7 @@ class FloatAnswers:
             return session.spec, [clip_logits(session, samples) for samples in self._clips]
 
     def _labels(self, logits: Sequence[Array]) -> tuple[str, ...]:
-        best = (int(clip_scores(self.spec, clip).argmax()) for clip in logits)
-        return tuple(self.spec.labels[i] for i in best)
+        return tuple(clip_answer(self.spec, clip) for clip in logits)
 
 
 def sqnr(signal: float, noise: float) -> float | None:

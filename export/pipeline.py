@@ -14,11 +14,10 @@ from cnngru_edge.calibration.corpus import (
     Clip,
     Corpus,
     calibration_clips,
-    match_labels,
     spread,
 )
 from cnngru_edge.calibration.ranges import CalibrateConfig
-from cnngru_edge.export.answers import Conditions
+from cnngru_edge.export.answers import Conditions, truth_of
 from cnngru_edge.export.artefacts import (
     CHUNK,
     COMPARISON,
@@ -38,7 +37,6 @@ from cnngru_edge.export.compare import (
     answers_of,
     compare_results,
     comparison_fields,
-    interval_text,
 )
 from cnngru_edge.export.engine import remove_engine, write_engine
 from cnngru_edge.export.evidence import described_files, evidence, latencies
@@ -135,7 +133,7 @@ def export(
     if not evaluation:
         raise CorpusError(f"{corpus.root}: no clips in the set 'eval' to compare on")
     # Before the long part, not after it.
-    truth = match_labels(corpus.clips, model.spec.labels)
+    truth = truth_of(corpus.clips, model.spec)
     given = replace(Plan.load(plan), log=()) if plan else None  # the log is of another search
     margin = MARGIN if max_drop is None else max_drop
     rate = model.spec.features.sample_rate
@@ -273,9 +271,8 @@ def _compare(
         heard = load(spread(clips, _MEASURED_CLIPS), comparison.sample_rate)[1]
         hurt = sensitivity(stage / FLOAT, stage / name, heard).layers
         blame = f"{hurt[0].layer} hurts most ({hurt[0].summary}); " if hurt else ""
-        change = interval_text(comparison.clean.delta, comparison.delta_ci95)
         raise ExportError(
-            f"{name}: worse than the float model by {change} points (95 %) on {comparison.clips} "
+            f"{name}: worse than the float model by {comparison.change} on {comparison.clips} "
             f"clips, and {margin:g} may be lost; {blame}"
             "nothing was written; calibrate with more or other audio, or another --method; "
             "--max-drop keeps layers in float"

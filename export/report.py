@@ -96,6 +96,8 @@ def _sections(report: Mapping[str, Any]) -> dict[str, str]:
     for key, sections in _SECTIONS.items():
         if report[key]:
             found |= sections
+    if "confusion" in found and not report["comparison"]["confusion"]:
+        del found["confusion"]  # of texts
     if "ranges" in found and not report["sensitivity"]["tensors"]:
         del found["ranges"]
     return found | {"made": "How it was made"}
@@ -123,10 +125,14 @@ def _verdict(comparison: Mapping[str, Any]) -> dict[str, str]:
         "worse": f"answers worse than {reference}",
     }.get(verdict, f"may answer as well as {reference} or worse, there are too few clips to tell")
     where = "" if row["condition"] == "clean" else f" in noise ({row['condition']})"
+    what = ""
+    if rates := comparison.get("error_rates"):
+        found = {one["condition"]: one["rates"] for one in rates["conditions"]}
+        row, what = found[row["condition"]] | {"condition": row["condition"]}, " of WER"
     low, high = row["delta_ci"]
     text = (
-        f"{candidate} {said}{where}: {_points(row['delta'])} points, between {_points(low)} and "
-        f"{_points(high)} ({100 * confidence:.3g}%), of {row['clips']:,} clips."
+        f"{candidate} {said}{where}: {_points(row['delta'])} points{what}, between {_points(low)} "
+        f"and {_points(high)} ({100 * confidence:.3g}%), of {row['clips']:,} clips."
     )
     kind = {"worse": "fail", "not enough data": "open"}.get(verdict, "pass")
     return {"kind": kind, "text": _sentence(text), "advice": _advice(comparison)}

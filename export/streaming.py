@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cnngru_edge.calibration.corpus import Clip, match_labels
+from cnngru_edge.calibration.corpus import Clip
+from cnngru_edge.export.answers import truth_of
 from cnngru_edge.export.compare import MARGIN, check_labels
 from cnngru_edge.export.hearing import Listener, batches
 from cnngru_edge.export.long_streams import load, word_streams
@@ -16,8 +17,8 @@ from cnngru_edge.export.statistics import drop_verdict
 from cnngru_edge.export.stream_events import Events, event_fields, hear_events
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
 from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.runtime.decode import clip_scores
 from cnngru_edge.runtime.session import Array, Session, open_session
+from cnngru_edge.runtime.transcribe import clip_answer
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of a logit between stream and clip in float."""
@@ -53,7 +54,7 @@ class Row:
     state: str  # FRESH, or CARRIED: after another clip, without a reset
     right: int  # clips
     accuracy: float
-    agreement: float  # share of the clips with the label of the reference's clip
+    agreement: float  # share of the clips with the label, or text, of the reference's clip
     max_abs_error: float  # of a logit, to the reference's clip; offset and state as here
     max_abs_clip_error: float  # of a logit, to this model's own clip
 
@@ -71,7 +72,7 @@ class StreamingComparison:
     max_drop: float
     reference_tolerance: float
     candidate_tolerance: float
-    events: Events | None = None  # None: no words among the clips, or not asked for
+    events: Events | None = None  # None: no words among the clips, a CTC model, or not asked for
 
     @property
     def differences(self) -> tuple[str, ...]:
@@ -200,9 +201,10 @@ def compare_sessions(
 ) -> tuple[StreamingComparison, list[AudioError]]:
     """`compare_streaming` of two artefacts that are open."""
     config = config or StreamingConfig()
-    truth = match_labels(clips, reference.spec.labels)
+    truth = truth_of(clips, reference.spec)
+    with_events = config.events and bool(reference.spec.words)
     sample_rate = reference.spec.features.sample_rate
-    _, background, errors = load(noises if config.events else (), sample_rate)
+    _, background, errors = load(noises if with_events else (), sample_rate)
     rng = np.random.default_rng(_SEED)
     order = rng.permutation(len(clips))
     events = Events()
@@ -226,10 +228,10 @@ def compare_sessions(
                         REFERENCE: theirs.result(),
                     }
                     float_clip = heard_by[REFERENCE][None]
-                    expected = _labels(reference.spec, float_clip)
+                    expected = _answers(reference.spec, float_clip)
                     for model, ways in heard_by.items():
                         for chunk_ms, logits in ways.items():
-                            said = _labels(reference.spec, logits)
+                            said = _answers(reference.spec, logits)
                             tally = tallies.setdefault(
                                 (model, chunk_ms, offset_ms, state), _Tally()
                             )
@@ -237,7 +239,7 @@ def compare_sessions(
                             tally.agreed += _matches(said, expected)
                             tally.error = max(tally.error, _largest(logits, float_clip))
                             tally.clip_error = max(tally.clip_error, _largest(logits, ways[None]))
-            if config.events:
+            if with_events:
                 streams = word_streams(
                     [heard.samples for heard in batch],
                     true,
@@ -300,8 +302,8 @@ def _row_order(item: tuple[tuple[str, float | None, float, str], _Tally]) -> tup
     return model == CANDIDATE, state == CARRIED, chunk_ms or 0, offset_ms
 
 
-def _labels(spec: ModelSpec, logits: Sequence[Array]) -> list[str]:
-    return [spec.labels[int(clip_scores(spec, clip).argmax())] for clip in logits]
+def _answers(spec: ModelSpec, logits: Sequence[Array]) -> list[str]:
+    return [clip_answer(spec, clip) for clip in logits]
 
 
 def _matches(said: Sequence[str], expected: Sequence[str]) -> int:

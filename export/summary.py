@@ -17,6 +17,7 @@ from cnngru_edge.export.artefacts import (
     ExportReport,
 )
 from cnngru_edge.export.compare import Comparison, interval_text
+from cnngru_edge.export.error_rate import ErrorRates
 from cnngru_edge.export.streaming import CANDIDATE, CARRIED, REFERENCE, Row, StreamingComparison
 from cnngru_edge.runtime.agreement import sqnr_text
 
@@ -31,10 +32,11 @@ _FAILURES_SHOWN = 5
 def print_summary(report: ExportReport, console: Console) -> None:
     """One screen: what was made, how good it is, how long it took."""
     comparisons = report.comparisons
-    accuracy = {name: c.clean.candidate_accuracy for name, c in comparisons.items()}
-    accuracy[FLOAT] = comparisons[INT8].clean.reference_accuracy
+    right = {name: _right(c)[1] for name, c in comparisons.items()}
+    right[FLOAT] = _right(comparisons[INT8])[0]
+    measure = "accuracy" if comparisons[INT8].error_rates is None else "WER"
     parity = {p.path.name: f"{p.max_abs_error:.0e}" for p in report.parity}
-    table = Table(Column("file", no_wrap=True), "KB", "in INT8", "accuracy", "from torch")
+    table = Table(Column("file", no_wrap=True), "KB", "in INT8", measure, "from torch")
     built = [name for name in ENGINES if name in report.coverages]
     for name in (TORCHSCRIPT, FLOAT, *INT8_FORMS, *built):
         path = report.out / name
@@ -43,7 +45,7 @@ def print_summary(report: ExportReport, console: Console) -> None:
             name,
             f"{path.stat().st_size / 1000:,.0f}",
             f"{receipt.weights_int8:.1%}" if receipt else "",
-            f"{accuracy[name]:.2%}" if name in accuracy else "",
+            f"{right[name]:.2%}" if name in right else "",
             parity.get(name, ""),
         )
     console.print(f"{report.out / REPORT_HTML}", highlight=False, soft_wrap=True)
@@ -77,6 +79,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     """The verdict, each condition, who loses most, and the first of the clips that flipped."""
     console.print(comparison.summary, highlight=False, soft_wrap=True)
     clean = comparison.clean
+    if comparison.error_rates:
+        _print_error_rates(comparison.error_rates, console)
     console.print(
         f"McNemar's exact p {clean.mcnemar_p:.3g}, Cohen's kappa of agreement {clean.kappa:.3f}",
         highlight=False,
@@ -107,18 +111,81 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     if not comparison.flips:
         return
     path = Column("flipped clip", overflow="fold")
-    table = Table(path, "heard", "true", "reference, margin", "candidate, margin", highlight=False)
+    sure = "margin" if comparison.error_rates is None else "score"
+    table = Table(
+        path, "heard", "true", f"reference, {sure}", f"candidate, {sure}", highlight=False
+    )
+    edits = _edits(comparison)
     for flip in comparison.flips[:_FLIPS_SHOWN]:
+        first, second = edits.get((flip.path, flip.condition), ("", ""))
         table.add_row(
             flip.path,
             flip.condition,
             flip.true,
-            f"{flip.reference} {flip.reference_margin:.2f}",
-            f"{flip.candidate} {flip.candidate_margin:.2f}",
+            f"{flip.reference} {flip.reference_margin:.2f}{first}",
+            f"{flip.candidate} {flip.candidate_margin:.2f}{second}",
         )
     console.print(table)
+    if edits:
+        console.print("a>b: replaced, -a: left out, +b: put in")
     if len(comparison.flips) > _FLIPS_SHOWN:
         console.print(f"and {len(comparison.flips) - _FLIPS_SHOWN} more; --json lists them all")
+
+
+def _edits(comparison: Comparison) -> dict[tuple[str, str], tuple[str, str]]:
+    """What is wrong in the words of both texts that a clip flipped between, a line each."""
+    found = {}
+    for flip in comparison.error_rates.flips if comparison.error_rates else ():
+        first, second = (" ".join(map(str, side)) for side in (flip.reference, flip.candidate))
+        found[flip.path, flip.condition] = f"\n{first}", f"\n{second}"
+    return found
+
+
+def _right(comparison: Comparison) -> tuple[float, float]:
+    """Accuracy of both, or WER of a CTC model."""
+    if comparison.error_rates is None:
+        return comparison.clean.reference_accuracy, comparison.clean.candidate_accuracy
+    rates = comparison.error_rates.conditions[0].rates
+    return rates.reference_wer, rates.candidate_wer
+
+
+def _print_error_rates(found: ErrorRates, console: Console) -> None:
+    """Both models' words and characters by condition, speakers who lose, and what they flipped."""
+    table = Table("heard", "", "reference", "candidate", "points", "", highlight=False)
+    for one in found.conditions:
+        rates = one.rates
+        table.add_row(
+            one.condition,
+            "WER",
+            f"{rates.reference_wer:.2%}",
+            f"{rates.candidate_wer:.2%}",
+            interval_text(rates.delta, rates.delta_ci),
+            one.verdict,
+        )
+        table.add_row(
+            "",
+            "CER",
+            f"{rates.reference_cer:.2%}",
+            f"{rates.candidate_cer:.2%}",
+            interval_text(rates.delta_cer, rates.delta_cer_ci),
+        )
+    console.print(table)
+    clean = found.conditions[0].rates
+    for name, words in (("reference", clean.reference_words), ("candidate", clean.candidate_words)):
+        console.print(
+            f"{name}: {words.substitutions} of {words.length} words replaced, "
+            f"{words.deletions} left out, {words.insertions} put in",
+            highlight=False,
+        )
+    losers = [one for one in found.by_speaker if one.rates.delta > 0]
+    if losers:
+        text = ", ".join(
+            f"{one.speaker} {one.rates.delta:+.1f} ({one.rates.reference_words.length} words)"
+            for one in losers[:_GROUPS_SHOWN]
+        )
+        more = len(losers) - _GROUPS_SHOWN
+        text += f" and {more} more" if more > 0 else ""
+        console.print(f"points of WER lost by speaker: {text}", highlight=False, soft_wrap=True)
 
 
 def print_streaming(comparison: StreamingComparison, console: Console) -> None:

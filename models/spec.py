@@ -16,6 +16,15 @@ METADATA_KEY = "cnngru_edge.spec"
 UNKNOWN = "unknown"
 SILENCE = "silence"
 
+KWS, CTC = "kws", "ctc"
+"""The families: one label for a recording, or a text by CTC (Graves et al. 2006)."""
+
+BLANK = "<blank>"
+"""The first label of a CTC model: no character in this frame."""
+
+ALPHABET = (BLANK, " ", "'", *"abcdefghijklmnopqrstuvwxyz")
+"""The labels of a CTC model for English."""
+
 
 @dataclass(frozen=True)
 class FeatureSpec:
@@ -138,6 +147,18 @@ class DecisionSpec:
         )
 
 
+@dataclass(frozen=True)
+class EndpointSpec:
+    """When the text of a stream is final."""
+
+    silence_s: float = 0.6  # of blanks and spaces after a character
+
+    def __post_init__(self) -> None:
+        """Refuse what ends inside a word, or never."""
+        if not 0 < self.silence_s <= 10:
+            raise SpecError(f"endpoint: silence_s is above 0 to 10 seconds, got {self.silence_s}")
+
+
 MAX_LAYERS = 64
 """No CNN-GRU has more; a number from a damaged file may be anything."""
 
@@ -156,7 +177,9 @@ class ModelSpec:
     )
     hidden_size: int = 128
     num_layers: int = 1
-    decision: DecisionSpec = field(default_factory=DecisionSpec)
+    decision: DecisionSpec = field(default_factory=DecisionSpec)  # of a keyword model
+    family: str = KWS
+    endpoint: EndpointSpec = field(default_factory=EndpointSpec)  # of a CTC model
 
     def __post_init__(self) -> None:
         """Refuse a model that cannot be built."""
@@ -168,6 +191,10 @@ class ModelSpec:
             raise SpecError("a CNN-GRU needs at least one convolution, GRU layer and hidden unit")
         if self.num_layers > MAX_LAYERS:
             raise SpecError(f"num_layers: at most {MAX_LAYERS}, got {self.num_layers}")
+        if self.family not in (KWS, CTC):
+            raise SpecError(f"family: need {KWS} or {CTC}, got {self.family!r}")
+        if self.family == CTC:
+            _check_alphabet(self.labels)
         named = {label for label, _ in self.decision.thresholds}
         if strange := sorted(named - set(self.words)):
             raise SpecError(
@@ -177,7 +204,9 @@ class ModelSpec:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The labels that can be events: all but `unknown` and `silence`."""
+        """The labels that can be events: all but `unknown` and `silence`; none of a CTC model."""
+        if self.family == CTC:
+            return ()
         return tuple(label for label in self.labels if label not in {SILENCE, UNKNOWN})
 
     @property
@@ -248,11 +277,19 @@ class ModelSpec:
                     "features": FeatureSpec(**_only(FeatureSpec, raw["features"])),
                     "convs": tuple(_conv(conv) for conv in raw["convs"]),
                     "decision": _decision(raw.get("decision", {})),
+                    "endpoint": EndpointSpec(**_only(EndpointSpec, raw.get("endpoint", {}))),
                 }
             )
         except (KeyError, TypeError, ValueError) as e:
             raise SpecError(f"model spec: {type(e).__name__}: {e}") from e
         return spec
+
+
+def _check_alphabet(labels: tuple[str, ...]) -> None:
+    if labels[0] != BLANK:
+        raise SpecError(f"labels: the first of a CTC model is {BLANK}, got {labels[0]!r}")
+    if longer := [label for label in labels[1:] if len(label) != 1]:
+        raise SpecError(f"labels: a CTC model has single characters, got {', '.join(longer)}")
 
 
 def _only(cls: type, raw: dict[str, Any]) -> dict[str, Any]:

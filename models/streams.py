@@ -94,7 +94,7 @@ class StreamBuilder:
         for _ in range(self.config.segments):
             if rng.random() < self._silence_share:
                 assert self.silence is not None  # or its share would be zero
-                piece, target = self._silent(rng), self.silence
+                piece, target = silent_piece(self.noises, self.rate, rng), self.silence
             else:
                 word = next(words)
                 piece, target = self._spoken(self.clips[word], rng), self.targets[word]
@@ -121,17 +121,6 @@ class StreamBuilder:
             clip = soxr.resample(clip, self.rate * factor, self.rate, quality="LQ")
         return fade(clip, round(rng.uniform(0.001, 0.02) * self.rate)) * self._gain(rng)
 
-    def _silent(self, rng: np.random.Generator) -> Samples:
-        length = round(rng.uniform(0.8, 1.6) * self.rate)
-        kind = rng.random()
-        if kind < 0.15:
-            return np.zeros(length, np.float32)
-        if kind < 0.35 or not self.noises:
-            level = 10 ** rng.uniform(-5, -1.5)
-            return (level * rng.standard_normal(length)).astype(np.float32)
-        noise = excerpt(self.noises[int(rng.integers(len(self.noises)))], length, rng)
-        return fade(noise, self.rate // 100) * np.float32(10 ** rng.uniform(-2, 0))
-
     def _background(self, audio: Samples, rng: np.random.Generator) -> Samples:
         noise = excerpt(self.noises[int(rng.integers(len(self.noises)))], len(audio), rng)
         return noise * snr_gain(audio, noise, rng.uniform(*self.config.snr_db))
@@ -149,6 +138,19 @@ def collate(streams: Sequence[tuple[Samples, list[int], list[int]]], chunk: int)
     # The frame that ends with that sample or just after it.
     frames = np.array([[-(-end // chunk) - 1 for end in ends] for _, ends, _ in streams])
     return StreamBatch(batch, frames, np.array([targets for _, _, targets in streams]))
+
+
+def silent_piece(noises: Sequence[Samples], rate: int, rng: np.random.Generator) -> Samples:
+    """About a second without a word: a noise, white noise or digital silence."""
+    length = round(rng.uniform(0.8, 1.6) * rate)
+    kind = rng.random()
+    if kind < 0.15:
+        return np.zeros(length, np.float32)
+    if kind < 0.35 or not noises:
+        level = 10 ** rng.uniform(-5, -1.5)
+        return (level * rng.standard_normal(length)).astype(np.float32)
+    noise = excerpt(noises[int(rng.integers(len(noises)))], length, rng)
+    return fade(noise, rate // 100) * np.float32(10 ** rng.uniform(-2, 0))
 
 
 def excerpt(noise: Samples, length: int, rng: np.random.Generator) -> Samples:

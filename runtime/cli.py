@@ -1,6 +1,7 @@
 """The commands that a device needs: run, bench, doctor. They import no torch and no onnx."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,12 +14,14 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from cnngru_edge.models.errors import AudioError, SessionError
+from cnngru_edge.models.spec import CTC, ModelSpec
 from cnngru_edge.runtime.golden import GOLDEN
 from cnngru_edge.runtime.monitor import MAX_FLIPS, Shadow, ShadowConfig
 
 if TYPE_CHECKING:
     from cnngru_edge.runtime.audio import Samples
-    from cnngru_edge.runtime.live import Event
+    from cnngru_edge.runtime.ctc import DecodeConfig
+    from cnngru_edge.runtime.live import Event, TextEvent
     from cnngru_edge.runtime.microphone import RingBuffer
     from cnngru_edge.runtime.session import Session
 
@@ -73,11 +76,21 @@ def _list_devices(context: click.Context, option: click.Parameter, is_asked: boo
     f"--min-sqnr, as WAV; no more than {MAX_FLIPS} files in DIR.",
 )
 @click.option(
+    "--beam",
+    type=click.IntRange(1),
+    help="Search for the text with so many beginnings at a time (ctc models).  [default: the best "
+    "path; with --words or --lm 16]",
+)
+@click.option(
+    "--words", type=FILE, help="Write only the words in this file, one on each line (ctc)."
+)
+@click.option("--lm", type=FILE, help="Weigh words by an n-gram model in the ARPA format (ctc).")
+@click.option(
     "--stream",
     "is_stream",
     is_flag=True,
-    help="Take one AUDIO as a stream, and print each word as it is said. AUDIO is a file, or - for "
-    "a WAV or raw 16-bit mono samples at the model's rate from standard input, or mic.",
+    help="Take one AUDIO as a stream, and print each word or text as it is said. AUDIO is a file, "
+    "or - for a WAV or raw 16-bit mono samples at the model's rate from standard input, or mic.",
 )
 @click.option("--device", help="With --stream mic: number or part of the name of a microphone.")
 @click.option(
@@ -97,12 +110,15 @@ def run(
     min_agreement: float,
     min_sqnr: float,
     save_flips: Path | None,
+    beam: int | None,
+    words: Path | None,
+    lm: Path | None,
     is_stream: bool,
     device: str | None,
     as_json: bool,
     audio: tuple[Path, ...],
 ) -> None:
-    """Say what is said in AUDIO files: label, score and latency of each."""
+    """Say what is said in AUDIO files: label or text, score and latency of each."""
     if device and not (is_stream and str(audio[0]) == "mic"):
         raise click.UsageError("--device is for --stream mic")
     config = None
@@ -116,7 +132,7 @@ def run(
     if is_stream:
         if len(audio) != 1 or reference:
             raise click.UsageError("--stream takes one AUDIO, and --reference only with --shadow")
-        _run_stream(engine, str(audio[0]), device, config, as_json)
+        _run_stream(engine, str(audio[0]), device, config, (beam, words, lm), as_json)
         return
     from cnngru_edge.runtime.recognize import recognize
     from cnngru_edge.runtime.session import open_session
@@ -127,6 +143,7 @@ def run(
     with ExitStack() as stack:
         session = stack.enter_context(open_session(engine))
         shadow = stack.enter_context(_shadow(session, config))
+        decode = _decode_config(session.spec, engine, beam, words, lm)
         checked = stack.enter_context(open_session(reference)) if reference else None
         if checked and checked.spec != session.spec:
             raise SessionError(
@@ -134,7 +151,7 @@ def run(
             )
         for path in audio:
             try:
-                result = recognize(session, path, checked, shadow)
+                result = recognize(session, path, checked, shadow, decode)
             except AudioError as e:
                 errors.append(e)
                 continue
@@ -177,32 +194,47 @@ def _exit_if_failed(shadow: Shadow | None) -> None:
         sys.exit(1)
 
 
+def _decode_config(
+    spec: ModelSpec, engine: Path, beam: int | None, words: Path | None, lm: Path | None
+) -> "DecodeConfig":
+    """How the texts of a ctc model are searched for."""
+    from cnngru_edge.runtime.ctc import DecodeConfig
+    from cnngru_edge.runtime.ngram import read_arpa, read_words
+
+    if spec.family != CTC and (beam or words or lm):
+        raise click.UsageError(f"--beam, --words and --lm are for ctc models, not for {engine}")
+    return DecodeConfig(
+        beam,
+        words=read_words(words, spec) if words else None,
+        ngram=read_arpa(lm, spec) if lm else None,
+    )
+
+
 def _run_stream(
     engine: Path,
     audio: str,
     device: str | None,
     config: ShadowConfig | None,
+    search: tuple[int | None, Path | None, Path | None],
     as_json: bool,
 ) -> None:
-    from cnngru_edge.runtime.live import StreamSession
+    from cnngru_edge.runtime.live import FINAL, Event, StreamSession
     from cnngru_edge.runtime.session import open_session
 
     count = 0
 
-    def show(events: Iterable["Event"]) -> None:
+    def show(events: Iterable["Event | TextEvent"]) -> None:
         nonlocal count
         for event in events:
-            count += 1
-            if as_json:
-                click.echo(json.dumps(asdict(event)))
-            else:
-                click.echo(f"{event.time:9.2f} s  {event.label:<10} {event.score:6.1%}")
+            count += isinstance(event, Event) or event.type == FINAL
+            _show_event(event, as_json)
 
     with ExitStack() as held:
         session = held.enter_context(open_session(engine))
         rate, blocks, buffer = _source(held, audio, device, session.spec.features.sample_rate)
         shadow = held.enter_context(_shadow(session, config))
-        stream = held.enter_context(StreamSession(session, rate, shadow))
+        decode = _decode_config(session.spec, engine, *search)
+        stream = held.enter_context(StreamSession(session, rate, shadow, decode))
         lost, is_late = 0, False
         try:
             for block in blocks:
@@ -217,14 +249,37 @@ def _run_stream(
                     click.echo(f"warning: slower than real time {late}", err=True)
             show(stream.flush())
         except (KeyboardInterrupt, SystemExit):
+            _rewrite("")
             click.echo("stopped", err=True)  # an end like any other of a live stream
         dropped = f", {lost / rate:.1f} s dropped" if lost else ""
+        what = "texts" if session.spec.family == CTC else "words"
         click.echo(
-            f"{stream.pushed_s:.1f} s of audio{dropped}, {count} words, real-time factor "
+            f"{stream.pushed_s:.1f} s of audio{dropped}, {count} {what}, real-time factor "
             f"{stream.factor:.4f}",
             err=True,
         )
     _exit_if_failed(shadow)
+
+
+def _show_event(event: "Event | TextEvent", as_json: bool) -> None:
+    from cnngru_edge.runtime.live import PARTIAL, Event
+
+    if as_json:
+        click.echo(json.dumps(asdict(event)))
+    elif isinstance(event, Event):
+        click.echo(f"{event.time:9.2f} s  {event.label:<10} {event.score:6.1%}")
+    elif event.type == PARTIAL:
+        _rewrite(event.text)
+    else:
+        _rewrite("")
+        click.echo(f"{event.start:9.2f} s  {event.text}")
+
+
+def _rewrite(text: str) -> None:
+    """Show the end of a text that still grows, in place of what was there; on a terminal only."""
+    if sys.stderr.isatty():
+        columns = shutil.get_terminal_size().columns
+        click.echo(f"\r\x1b[K{text[-(columns - 1) :]}", nl=False, err=True)
 
 
 def _source(

@@ -10,10 +10,15 @@ import numpy as np
 import soxr
 
 from cnngru_edge.models.errors import AudioError
+from cnngru_edge.models.spec import CTC
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple
-from cnngru_edge.runtime.detect import Detector
+from cnngru_edge.runtime.ctc import DecodeConfig
+from cnngru_edge.runtime.detect import Detection, Detector
 from cnngru_edge.runtime.session import Session, open_session
 from cnngru_edge.runtime.stream import FLUSH_S, Stream, fixed_length
+from cnngru_edge.runtime.transcribe import Said, Transcriber
+
+PARTIAL, FINAL = "partial", "final"
 
 if TYPE_CHECKING:
     from cnngru_edge.runtime.monitor import CheckedStream, Shadow
@@ -29,17 +34,32 @@ class Event:
     latency_ms: float  # from the audio that completed it to this event
 
 
+@dataclass(frozen=True)
+class TextEvent:
+    """A text in a stream of audio: as far as it is known, and when it has ended."""
+
+    type: str  # PARTIAL or FINAL
+    text: str
+    start: float  # s from the start of the stream
+    end: float
+    latency_ms: float  # from the audio that completed it to this event
+
+
 class StreamSession:
     """One stream of audio through a session: pieces of any length in, events out.
 
     Several may share a session, each with its own state. A session is for one thread, and so are
     all of its streams.
 
+    A keyword model gives an Event for each word. A CTC model gives TextEvents: after each push the
+    text that is still growing, if it has changed, and each text that has ended.
+
     Args:
         source: an open artefact, or the path of one, which is then opened and closed with this.
         sample_rate: of the audio, in Hz; another than the model's is resampled as a stream, without
             seams between the pieces. None for the model's.
         shadow: checks a share of the stream.
+        decode: how a CTC model's texts are searched for.
     """
 
     def __init__(
@@ -47,6 +67,7 @@ class StreamSession:
         source: Session | Path,
         sample_rate: int | None = None,
         shadow: "Shadow | None" = None,
+        decode: DecodeConfig | None = None,
     ) -> None:
         with ExitStack() as held:
             session = source
@@ -59,7 +80,7 @@ class StreamSession:
             self._held = held.pop_all()
         spec = session.spec
         rate = spec.features.sample_rate
-        self._detector = Detector(spec)
+        self._hearer = Transcriber(spec, decode) if spec.family == CTC else Detector(spec)
         self._length = fixed_length(session) or spec.chunk_length
         self._rates = (sample_rate or rate, rate)
         self._flush = np.zeros(round(FLUSH_S * rate), np.float32)
@@ -73,7 +94,7 @@ class StreamSession:
     def reset(self) -> None:
         """Begin another stream."""
         self._stream.reset()
-        self._detector.reset()
+        self._hearer.reset()
         self._rest = np.zeros(0, np.float32)
         source, rate = self._rates
         self._resampler = (
@@ -83,7 +104,7 @@ class StreamSession:
         self.pushed_s = 0.0  # of audio
         self.compute_s = 0.0  # what that took
 
-    def push(self, samples: Samples) -> list[Event]:
+    def push(self, samples: Samples) -> list[Event | TextEvent]:
         """The events in the next samples (S,), of any length; what is not a chunk yet waits.
 
         Raises:
@@ -102,13 +123,18 @@ class StreamSession:
         if self._checked is not None:
             self._checked.lost_s += seconds
 
-    def flush(self) -> list[Event]:
+    def flush(self) -> list[Event | TextEvent]:
         """The events in what is left when a stream has ended, heard out with a little silence."""
         events = self._run(np.zeros(0, np.float32), is_last=True)
         self._rest = pad_to_multiple(np.concatenate([self._rest, self._flush]), self._length)
-        return events + self._run(np.zeros(0, np.float32), is_last=False, resample=False)
+        events += self._run(np.zeros(0, np.float32), is_last=False, resample=False)
+        if isinstance(self._hearer, Transcriber):
+            events += [self._event(said, 0.0) for said in self._hearer.end()]
+        return events
 
-    def _run(self, samples: Samples, *, is_last: bool, resample: bool = True) -> list[Event]:
+    def _run(
+        self, samples: Samples, *, is_last: bool, resample: bool = True
+    ) -> list[Event | TextEvent]:
         start = time.perf_counter()
         if self._resampler is not None and resample:
             samples = self._resampler.resample_chunk(samples.astype(np.float32), last=is_last)
@@ -118,13 +144,23 @@ class StreamSession:
         if not whole:
             return []
         logits = self._stream.push(audio[None, :whole].astype(np.float32))[0]
-        found = self._detector.push(logits)
+        found = self._hearer.push(logits)
         self.compute_s += (seconds := time.perf_counter() - start)
         latency_ms = round(1000 * seconds, 3)
-        return [
-            Event(round(d.time + self._lost_s, 3), d.label, round(d.score, 4), latency_ms)
-            for d in found
-        ]
+        return [self._event(one, latency_ms) for one in found]
+
+    def _event(self, found: Detection | Said, latency_ms: float) -> Event | TextEvent:
+        if isinstance(found, Detection):
+            time_s = round(found.time + self._lost_s, 3)
+            return Event(time_s, found.label, round(found.score, 4), latency_ms)
+        transcript = found.transcript
+        return TextEvent(
+            FINAL if found.is_final else PARTIAL,
+            transcript.text,
+            round(transcript.words[0].start + self._lost_s, 3),
+            round(transcript.words[-1].end + self._lost_s, 3),
+            latency_ms,
+        )
 
     def close(self) -> None:
         """Give back what the session holds for it."""

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnngru_edge.models.errors import SessionError
+from cnngru_edge.models.spec import CTC
 from cnngru_edge.runtime.audio import Recording, read_audio
+from cnngru_edge.runtime.ctc import DecodeConfig, Word
 from cnngru_edge.runtime.decode import clip_scores
-from cnngru_edge.runtime.session import Session
+from cnngru_edge.runtime.session import Array, Session
 from cnngru_edge.runtime.stream import clip_logits
+from cnngru_edge.runtime.transcribe import clip_transcript
 
 if TYPE_CHECKING:
     from cnngru_edge.runtime.monitor import Shadow
@@ -59,15 +62,59 @@ class Recognition:
         return line
 
 
+@dataclass(frozen=True)
+class TextCheck:
+    """What a reference writes of the same recording."""
+
+    reference_text: str
+    agrees: bool
+    max_abs_error: float  # over all logits of all frames
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """What a CTC model writes of one recording."""
+
+    path: str
+    text: str
+    score: float
+    words: tuple[Word, ...]
+    duration_s: float
+    latency_ms: float  # of the model and the search for the text
+    backend: str
+    device: str
+    precision: str
+    check: TextCheck | None
+    notes: tuple[str, ...]  # what was done to the recording
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        fields = asdict(self)
+        del fields["notes"]
+        return json.dumps(fields | (fields.pop("check") or {}))
+
+    def to_line(self, path_width: int) -> str:
+        """One line for people."""
+        line = (
+            f"{self.path:<{path_width}}  {self.score:6.1%} {self.latency_ms:7.2f} ms  {self.text}"
+        )
+        if self.check is not None:
+            said = "agrees" if self.check.agrees else f"reference: {self.check.reference_text}"
+            line += f"  [{said} (error {self.check.max_abs_error:.3f})]"
+        return line
+
+
 def recognize(
     session: Session,
     path: Path,
     reference: Session | None = None,
     shadow: "Shadow | None" = None,
-) -> Recognition:
+    decode: DecodeConfig | None = None,
+) -> Recognition | Transcription:
     """Run one recording through a session, and through a reference to check it.
 
-    A shadow checks it in the background, if it is its turn.
+    A shadow checks it in the background, if it is its turn. Of a CTC model, the text; `decode` is
+    how it is searched for.
 
     Raises:
         AudioError: the recording cannot be used.
@@ -82,6 +129,8 @@ def recognize(
         raise SessionError(f"{path}: the model answers NaN; its file is damaged, export it again")
     if shadow is not None:
         shadow.check_clip(str(path), recording.samples, logits)
+    if spec.family == CTC:
+        return _transcription(session, path, recording, logits, latency_ms, reference, decode)
     scores = clip_scores(spec, logits)
     label = spec.labels[int(scores.argmax())]
     check = None
@@ -101,6 +150,38 @@ def recognize(
         precision=session.precision,
         check=check,
         notes=_notes(recording, spec.chunk_length),
+    )
+
+
+def _transcription(
+    session: Session,
+    path: Path,
+    recording: Recording,
+    logits: Array,
+    model_ms: float,
+    reference: Session | None,
+    decode: DecodeConfig | None,
+) -> Transcription:
+    start = time.perf_counter()
+    found = clip_transcript(session.spec, logits, decode)
+    latency_ms = model_ms + 1000 * (time.perf_counter() - start)
+    check = None
+    if reference is not None:
+        expected = clip_logits(reference, recording.samples)
+        text = clip_transcript(reference.spec, expected, decode).text
+        check = TextCheck(text, text == found.text, float(np.abs(logits - expected).max()))
+    return Transcription(
+        path=str(path),
+        text=found.text,
+        score=found.score,
+        words=found.words,
+        duration_s=recording.duration_s,
+        latency_ms=latency_ms,
+        backend=session.backend,
+        device=session.device,
+        precision=session.precision,
+        check=check,
+        notes=_notes(recording, session.spec.chunk_length),
     )
 
 

@@ -4,6 +4,7 @@ import re
 import signal
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 
 from cnngru_edge.calibration.corpus import DEMO, read_corpus
 from cnngru_edge.export.cli import main
-from cnngru_edge.models.spec import METADATA_KEY, ConvSpec, FeatureSpec, ModelSpec
+from cnngru_edge.models.spec import BLANK, CTC, METADATA_KEY, ConvSpec, FeatureSpec, ModelSpec
 
 # torch and onnx are imported where they are used: the tests of the runtime run without them too.
 
@@ -207,6 +208,38 @@ def tiny_onnx(tiny, tmp_path):
 
     path = tmp_path / "tiny.onnx"
     export_onnx(tiny.for_export(), path)
+    return path
+
+
+@pytest.fixture
+def tiny_ctc(tiny):
+    """A CTC model with random weights, whose labels come and go with the loudness."""
+    import torch
+
+    from cnngru_edge.models.cnn_gru import CnnGru
+
+    torch.manual_seed(1)
+    spec = replace(TINY_SPEC, labels=(BLANK, " ", "a", "b", "c"), family=CTC)
+    model = CnnGru(spec).eval()
+    model.convs, model.feature_mean, model.feature_std = (
+        tiny.convs,
+        tiny.feature_mean,
+        tiny.feature_std,
+    )
+    loud = torch.repeat_interleave(torch.rand(1, 100) ** 4, 160, 1)
+    logits, _ = model(torch.randn(1, 16_000) * loud, model.initial_state(1))
+    deviation, mean = torch.std_mean(logits[0].detach(), 0)
+    model.head.bias.data = 3 * (model.head.bias.data - mean) / deviation
+    model.head.weight.data *= 3 / deviation[:, None]
+    return model
+
+
+@pytest.fixture
+def tiny_ctc_onnx(tiny_ctc, tmp_path):
+    from cnngru_edge.export.onnx_export import export_onnx
+
+    path = tmp_path / "ctc.onnx"
+    export_onnx(tiny_ctc.for_export(), path)
     return path
 
 

@@ -7,6 +7,7 @@ from cnngru_edge.calibration.corpus import (
     calibration_clips,
     calibration_paths,
     match_labels,
+    match_texts,
     read_corpus,
 )
 from cnngru_edge.models.errors import CorpusError
@@ -40,9 +41,9 @@ def test_folders_as_in_speech_commands(touch):
     (root / "validation_list.txt").write_text("yes/bb_nohash_0.wav\n")
     (root / "testing_list.txt").write_text("no/cc_nohash_1.WAV\n")
     corpus = read_corpus(root)
-    assert corpus.of("train") == (Clip(root / "yes/aa_nohash_0.wav", "yes", "train", "aa"),)
-    assert corpus.of("calib") == (Clip(root / "yes/bb_nohash_0.wav", "yes", "calib", "bb"),)
-    assert corpus.of("eval") == (Clip(root / "no/cc_nohash_1.WAV", "no", "eval", "cc"),)
+    assert corpus.of("train") == (Clip(root / "yes/aa_nohash_0.wav", "yes", "train", "aa", "yes"),)
+    assert corpus.of("calib") == (Clip(root / "yes/bb_nohash_0.wav", "yes", "calib", "bb", "yes"),)
+    assert corpus.of("eval") == (Clip(root / "no/cc_nohash_1.WAV", "no", "eval", "cc", "no"),)
     assert [noise.path.name for noise in corpus.noises_of("train")] == ["hum.wav"]
 
 
@@ -77,6 +78,7 @@ def test_a_manifest_with_tasks(manifest):
     ("lines", "message"),
     [
         (["path,label", "a.wav,yes"], "no column set"),
+        (["path,set,word", "a.wav,train,yes"], "no column label"),
         (
             ["path,set,label", "a.wav,holdout,yes"],
             "line 2 has set 'holdout', expected train, calib",
@@ -141,3 +143,46 @@ def test_the_demo_clips_are_there(demo):
     assert len(demo.clips) >= 300
     for set_name in ("calib", "eval"):
         assert len({clip.label for clip in demo.of(set_name)}) == 12
+
+
+def test_a_text_is_its_column_or_the_word_or_the_label(manifest):
+    texts = [clip.text for clip in read_corpus(manifest("path,set,label", "a.wav,eval,yes")).clips]
+    assert texts == ["yes"]
+    root = manifest(
+        "path,set,label,word", "a.wav,eval,unknown,Bed", "b.wav,eval,silence,", "c.wav,eval,go,"
+    )
+    assert [clip.text for clip in read_corpus(root).clips] == ["bed", "", "go"]
+    root = manifest("path,set,text", "a.wav,eval,it's the café", "b.wav,eval,")
+    assert [(clip.label, clip.text) for clip in read_corpus(root).clips] == [
+        ("", "it's the café"),
+        ("", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Go left", "line 3 has 'G' in its text, expected letters in lower case, apostrophes"),
+        ("go 2 left", "line 3 has '2' in its text"),
+        ("go-left", "line 3 has '-' in its text"),
+        ("go  left", "line 3 has a space too many in its text 'go  left'"),
+        ("go ", "line 3 has a space too many in its text 'go '"),
+    ],
+)
+def test_a_text_that_is_not_written_as_it_should_be_is_refused(manifest, text, message):
+    root = manifest("path,set,text", "a.wav,train,go left", f"b.wav,train,{text}")
+    with pytest.raises(CorpusError, match=message):
+        read_corpus(root)
+
+
+def test_a_text_needs_the_characters_of_the_model():
+    clips = [Clip(Path("a.wav"), "", "eval", "", "no go"), Clip(Path("b.wav"), "", "eval", "")]
+    labels = ("<blank>", " ", "g", "n", "o")
+    assert match_texts(clips, labels) == {Path("a.wav"): "no go", Path("b.wav"): ""}
+    with pytest.raises(CorpusError, match=r"a.wav: text 'no go' has 'g', and .* model are ' no'"):
+        match_texts(clips, ("<blank>", " ", "n", "o"))
+
+
+def test_an_unknown_word_has_no_text():
+    with pytest.raises(CorpusError, match="label 'unknown' does not say what is said"):
+        match_texts([Clip(Path("a.wav"), "unknown", "eval", "", "unknown")], tuple("unkow"))

@@ -5,12 +5,13 @@ import pytest
 from conftest import TINY_SPEC
 
 from cnngru_edge.models.errors import SpecError
-from cnngru_edge.models.spec import ConvSpec, ModelSpec
+from cnngru_edge.models.spec import ALPHABET, CTC, KWS, ConvSpec, EndpointSpec, ModelSpec
 
 DEFAULT = ModelSpec(labels=("yes", "no"))
+TEXT = ModelSpec(ALPHABET, family=CTC, endpoint=EndpointSpec(1.5))
 
 
-@pytest.mark.parametrize("spec", [DEFAULT, TINY_SPEC], ids=["default", "tiny"])
+@pytest.mark.parametrize("spec", [DEFAULT, TINY_SPEC, TEXT], ids=["default", "tiny", "ctc"])
 def test_json_gives_the_same_spec(spec):
     assert ModelSpec.from_json(spec.to_json()) == spec
 
@@ -50,6 +51,37 @@ def test_a_convolution_without_context_carries_nothing():
 )
 def test_a_spec_that_cannot_be_built_is_refused(change, message):
     text = json.dumps(json.loads(DEFAULT.to_json()) | change)
+    with pytest.raises(SpecError, match=message):
+        ModelSpec.from_json(text)
+
+
+def test_a_spec_from_before_there_were_families_is_of_a_keyword_model():
+    raw = json.loads(DEFAULT.to_json())
+    del raw["family"], raw["endpoint"]
+    spec = ModelSpec.from_json(json.dumps(raw))
+    assert spec == DEFAULT
+    assert spec.family == KWS
+
+
+def test_a_ctc_model_has_characters_and_no_words():
+    assert TEXT.words == ()
+    assert len(TEXT.labels) == 29
+    assert TEXT.labels[:4] == ("<blank>", " ", "'", "a")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"family": "rnnt"}, "family: need kws or ctc, got 'rnnt'"),
+        ({"labels": ["a", "<blank>"]}, "the first of a CTC model is <blank>, got 'a'"),
+        ({"labels": ["<blank>", "a", "yes"]}, "a CTC model has single characters, got yes"),
+        ({"endpoint": {"silence_s": 0}}, "endpoint: silence_s is above 0 to 10 seconds, got 0"),
+        ({"endpoint": {"silence": 1}}, r"unknown EndpointSpec fields \['silence'\]"),
+        ({"decision": {"thresholds": [["a", 0.5]]}}, "thresholds for a, and the words"),
+    ],
+)
+def test_a_ctc_model_that_cannot_be_built_is_refused(change, message):
+    text = json.dumps(json.loads(TEXT.to_json()) | change)
     with pytest.raises(SpecError, match=message):
         ModelSpec.from_json(text)
 

@@ -14,7 +14,8 @@ from cnngru_edge.models.checkpoint import load_checkpoint
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import AudioError, CorpusError
 from cnngru_edge.models.streams import StreamConfig
-from cnngru_edge.models.train import TrainConfig, choose_labels, train
+from cnngru_edge.models.train import choose_labels, train
+from cnngru_edge.models.train_run import TrainConfig
 
 SPEC = dataclasses.replace(
     TINY_SPEC, labels=("silence", "low", "high"), hidden_size=16, num_layers=1

@@ -1,0 +1,181 @@
+"""The command that trains a model, of either family."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import click
+
+from cnngru_edge.calibration.corpus import Corpus, read_corpus
+from cnngru_edge.export.options import task_option
+from cnngru_edge.models.errors import AudioError
+from cnngru_edge.models.spec import CTC, KWS
+from cnngru_edge.runtime.cli import FILE
+from cnngru_edge.runtime.progress import progress_bars
+from cnngru_edge.runtime.stream import FLUSH_S
+
+if TYPE_CHECKING:
+    from cnngru_edge.models.train import EpochReport
+    from cnngru_edge.models.train_ctc import CtcReport
+
+    Training: TypeAlias = tuple[Iterator[EpochReport | CtcReport | AudioError], int]
+    """Reports as they come, and of how many epochs."""
+
+
+@click.command()
+@click.option(
+    "--family",
+    type=click.Choice([KWS, CTC]),
+    default=KWS,
+    help="What the model answers with: one of its labels, or a text, in characters by CTC.",
+)
+@click.option("--data", type=FILE, required=True, help="Folder per label, or manifest.csv.")
+@click.option("--out", type=FILE, required=True, help="Checkpoint to write (.safetensors).")
+@task_option
+@click.option("--labels", help="Words to tell apart, with commas; other words become 'unknown'.")
+@click.option(
+    "--hidden-size", type=click.IntRange(1), help="Units of a GRU layer.  [default: 128; ctc 192]"
+)
+@click.option("--num-layers", type=click.IntRange(1), help="GRU layers.  [default: 1; ctc 2]")
+@click.option(
+    "--init",
+    type=FILE,
+    help="Checkpoint to go on from; it settles labels and layers. A ctc model can start from the "
+    "convolutions of a keyword model.",
+)
+@click.option(
+    "--light", is_flag=True, help="Milder noise and masking, smaller steps: to finish a model."
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    help="[default: 80; with --light 25; ctc 30, and 14 to go on]",
+)
+@click.option(
+    "--read-delay",
+    type=click.FloatRange(0, 1),
+    help=f"Seconds after a word's end in which its label is learned.  [default: {FLUSH_S}]",
+)
+@click.option("--seed", type=int, default=0, help="The same seed gives the same model.")
+def train(
+    family: str,
+    data: Path,
+    out: Path,
+    task: str | None,
+    labels: str | None,
+    light: bool,
+    read_delay: float | None,
+    **options: Any,
+) -> None:
+    """Train a model on streams of labelled clips; killed, the same command goes on."""
+    if family == CTC and (labels or light or read_delay is not None):
+        raise click.UsageError("--labels, --light and --read-delay are for --family kws")
+    corpus = read_corpus(data, task)
+    if family == CTC:
+        training = _train_ctc(corpus, out, **options)
+    else:
+        words = labels.split(",") if labels else None
+        training = _train_kws(corpus, out, words, light, read_delay, **options)
+    reports, epochs = training
+    with progress_bars() as bar:
+        bar.start()
+        epoch_bar = bar.add_task("train", total=epochs)
+        for report in reports:
+            if isinstance(report, AudioError):
+                bar.console.print(f"skipped {report}", highlight=False, soft_wrap=True)
+                continue
+            bar.update(epoch_bar, completed=report.epoch)
+            bar.console.print(report.summary)
+    click.echo(out)
+
+
+def _train_kws(
+    corpus: Corpus,
+    out: Path,
+    words: list[str] | None,
+    light: bool,
+    read_delay: float | None,
+    *,
+    hidden_size: int | None,
+    num_layers: int | None,
+    init: Path | None,
+    epochs: int | None,
+    seed: int,
+) -> "Training":
+    import torch
+
+    from cnngru_edge.models.checkpoint import load_checkpoint
+    from cnngru_edge.models.cnn_gru import CnnGru
+    from cnngru_edge.models.spec import ModelSpec
+    from cnngru_edge.models.train import LIGHT, choose_labels
+    from cnngru_edge.models.train import train as run_training
+    from cnngru_edge.models.train_run import TrainConfig
+
+    if init and (words or hidden_size or num_layers):
+        raise click.UsageError("--init settles labels and layers; leave those options out")
+    torch.manual_seed(seed)
+    if init:
+        model = load_checkpoint(init)
+        if model.spec.family == CTC:
+            raise click.UsageError("--init is a model of --family ctc")
+    else:
+        spec = ModelSpec(
+            choose_labels(corpus, words),
+            hidden_size=hidden_size or ModelSpec.hidden_size,
+            num_layers=num_layers or ModelSpec.num_layers,
+        )
+        model = CnnGru(spec)
+    config = LIGHT if light else TrainConfig()
+    delay = config.streams.read_delay_s if read_delay is None else read_delay
+    config = replace(
+        config,
+        epochs=epochs or config.epochs,
+        seed=seed,
+        streams=replace(config.streams, read_delay_s=delay),
+    )
+    return run_training(corpus, model, out, config), config.epochs
+
+
+def _train_ctc(
+    corpus: Corpus,
+    out: Path,
+    *,
+    hidden_size: int | None,
+    num_layers: int | None,
+    init: Path | None,
+    epochs: int | None,
+    seed: int,
+) -> "Training":
+    import torch
+
+    from cnngru_edge.models.checkpoint import load_checkpoint
+    from cnngru_edge.models.cnn_gru import CnnGru
+    from cnngru_edge.models.train_ctc import (
+        CTC_CONFIG,
+        CTC_FURTHER,
+        CTC_SPEC,
+        choose_alphabet,
+        take_convolutions,
+        train_ctc,
+    )
+
+    source = load_checkpoint(init) if init else None
+    config = CTC_CONFIG
+    torch.manual_seed(seed)
+    if source and source.spec.family == CTC:
+        if hidden_size or num_layers:
+            raise click.UsageError("--init settles labels and layers; leave those options out")
+        model, config = source, CTC_FURTHER
+    else:
+        spec = replace(
+            CTC_SPEC,
+            labels=choose_alphabet(corpus),
+            hidden_size=hidden_size or CTC_SPEC.hidden_size,
+            num_layers=num_layers or CTC_SPEC.num_layers,
+        )
+        model = CnnGru(spec)
+        if source:
+            take_convolutions(model, source)
+    config = replace(config, epochs=epochs or config.epochs, seed=seed)
+    return train_ctc(corpus, model, out, config), config.epochs

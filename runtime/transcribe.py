@@ -1,0 +1,82 @@
+"""What a model says to a clip, in either family; and the texts of a stream, partial and final."""
+
+from dataclasses import dataclass
+
+from cnngru_edge.models.spec import CTC, ModelSpec
+from cnngru_edge.runtime.ctc import DecodeConfig, Transcript, decoder_of, frame_s
+from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.session import Array
+
+
+def clip_answer(spec: ModelSpec, logits: Array) -> str:
+    """What a model answers to a clip, logits (T, C): a label, or the text of the best path."""
+    if spec.family == CTC:
+        return clip_transcript(spec, logits).text
+    return spec.labels[int(clip_scores(spec, logits).argmax())]
+
+
+def clip_transcript(
+    spec: ModelSpec, logits: Array, config: DecodeConfig | None = None
+) -> Transcript:
+    """The text of a clip, logits (T, C)."""
+    decoder = decoder_of(spec, config or DecodeConfig())
+    decoder.push(logits)
+    return decoder.transcript
+
+
+@dataclass(frozen=True)
+class Said:
+    """A text in a stream, which grows until it is final."""
+
+    transcript: Transcript
+    is_final: bool
+
+
+class Transcriber:
+    """Texts out of a stream of logits: each is final after `spec.endpoint.silence_s` of silence.
+
+    Silence is that blank or space is the most probable label. The decoder then begins anew; the
+    model's state goes on.
+    """
+
+    def __init__(self, spec: ModelSpec, config: DecodeConfig | None = None) -> None:
+        self._decoder = decoder_of(spec, config or DecodeConfig())
+        self._quiet = {0} | {i for i, label in enumerate(spec.labels) if label == " "}
+        self._needed = max(1, round(spec.endpoint.silence_s / frame_s(spec)))
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a stream."""
+        self._frame = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._decoder.reset(self._frame)
+        self._silent = 0  # frames in a row
+        self._has_spoken = False
+        self._shown = ""  # of what is not final
+
+    def push(self, logits: Array) -> list[Said]:
+        """The texts that have become final in the next frames, logits (T, C), and what there is."""
+        said: list[Said] = []
+        for row in logits:
+            self._decoder.push(row[None])
+            self._frame += 1
+            is_quiet = int(row.argmax()) in self._quiet
+            self._silent = self._silent + 1 if is_quiet else 0
+            self._has_spoken |= not is_quiet
+            if self._silent >= self._needed:
+                said += self.end() if self._has_spoken else []
+                self._begin()  # where nothing was said too: in a beam, rare characters add up
+        if self._has_spoken:
+            transcript = self._decoder.transcript
+            if transcript.text not in ("", self._shown):
+                self._shown = transcript.text
+                said.append(Said(transcript, is_final=False))
+        return said
+
+    def end(self) -> list[Said]:
+        """What there is is final."""
+        transcript = self._decoder.transcript
+        self._begin()
+        return [Said(transcript, is_final=True)] if transcript.text else []
