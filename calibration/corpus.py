@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cnngru_edge.models.errors import CorpusError
 from cnngru_edge.models.spec import SILENCE, UNKNOWN
+from cnngru_edge.runtime.inputs import Source
 
 TRAIN, CALIB, EVAL = "train", "calib", "eval"
 ALL = "all"
@@ -24,6 +25,7 @@ _SET_NAMES = {
 }
 _COLUMNS = ("path", "set")  # that a manifest needs
 _SAID = ("label", "text")  # one of which it needs too
+_OF_PHRASES = ("text", "set", "label")  # that one without files needs
 _NOISE_FOLDER = "_background_noise_"
 _NOISE_TASK = "noise"
 _AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".aif", ".au"}
@@ -31,13 +33,19 @@ _AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aiff", ".
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording: what is said, by whom, and what it may be used for."""
+    """A recording, image or phrase: what is said, by whom, and what it may be used for."""
 
     path: Path
     label: str
     set: str  # TRAIN, CALIB or EVAL; ALL for noise that may be used for each
     speaker: str  # "" where unknown
-    text: str = ""  # all that is said, in lower case, for a CTC model
+    text: str = ""  # all that is said, or that stands in an image; of a phrase, the phrase
+    is_phrase: bool = False  # there is no file; the path says where the phrase stands
+
+    @property
+    def source(self) -> Source:
+        """What a model is given."""
+        return self.text if self.is_phrase else self.path
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,8 @@ def find_clips(path: Path, task: str | None = None) -> Corpus:
     """Find the clips below a folder, or those that a manifest lists.
 
     A folder with a `manifest.csv` (columns path, set, label or text; also speaker, task, word, if
-    it has them) is read by that; a clip's text is in its column text, else word, else label.
+    it has them) is read by that; a clip's text is in its column text, else word, else label. One
+    with the columns text, set and label, and no path, lists phrases.
     Otherwise each folder is a label, as in Speech Commands: `validation_list.txt` and
     `testing_list.txt` name those sets where they exist, else one speaker in ten goes to each;
     `_background_noise_` holds noise. The speaker is what stands before `_nohash_` in a file's name.
@@ -147,8 +156,9 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
         with manifest.open(newline="", encoding="utf-8-sig") as f:  # Excel begins with a BOM
             reader = csv.DictReader(f)
             named = set(reader.fieldnames or ())
+            of_phrases = "path" not in named and "text" in named
             said = [] if named & set(_SAID) else [_SAID[0]]
-            missing = sorted({*_COLUMNS, *said} - named)
+            missing = sorted({*(_OF_PHRASES if of_phrases else (*_COLUMNS, *said))} - named)
             if missing:
                 raise CorpusError(f"{manifest}: no column {', '.join(missing)}")
             rows = list(reader)
@@ -168,6 +178,7 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
         if not is_noise and task is not None and row["task"] != task:
             continue
         needed = _COLUMNS if "text" in row else (*_COLUMNS, "label")  # a text may be empty
+        needed = _OF_PHRASES if of_phrases else needed
         if empty := [column for column in needed if not row[column]]:
             raise CorpusError(f"{manifest}: line {line} has no {', '.join(empty)}")
         if row["set"] not in _SET_NAMES:
@@ -175,11 +186,14 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
                 f"{manifest}: line {line} has set {row['set']!r}, expected train, calib or eval"
             )
         clip = Clip(
-            manifest.parent / row["path"],
+            manifest.with_name(f"{manifest.name}:{line}")
+            if of_phrases
+            else manifest.parent / row["path"],
             row.get("label") or "",
             _SET_NAMES[row["set"]],
             _speaker(row.get("speaker")),
             "" if is_noise else _text(row, f"{manifest}: line {line}"),
+            of_phrases,
         )
         (noises if is_noise else clips).append(clip)
     return Corpus(manifest.parent, tuple(clips), tuple(noises))
@@ -266,12 +280,6 @@ def _text(row: dict[str, str], where: str) -> str:
     if text is None:
         label = row["label"]
         return "" if label == SILENCE else (row.get("word") or label).lower()
-    for character in text:
-        if not (character in " '" or (character.isalpha() and character == character.lower())):
-            raise CorpusError(
-                f"{where} has {character!r} in its text, expected letters in lower case, "
-                "apostrophes and single spaces"
-            )
     if text != " ".join(text.split(" ")).strip() or "  " in text:
         raise CorpusError(f"{where} has a space too many in its text {text!r}")
     return text

@@ -2,7 +2,8 @@
 
 EdgeError
 ├── SpecError         a model description or checkpoint does not fit
-├── AudioError        a recording cannot be used
+├── InputError        a phrase or an image cannot be used
+│   └── AudioError    a recording cannot be used
 ├── CorpusError       a folder of recordings or its labels cannot be used
 ├── CalibrationError  ranges are missing, or belong to something else
 ├── ExportError       a graph cannot be traced, quantized or written
@@ -20,7 +21,11 @@ class SpecError(EdgeError):
     """A model description or checkpoint does not fit."""
 
 
-class AudioError(EdgeError):
+class InputError(EdgeError):
+    """A phrase or an image cannot be used."""
+
+
+class AudioError(InputError):
     """A recording cannot be used."""
 
 

@@ -203,6 +203,11 @@ class ModelSpec:
             )
 
     @property
+    def writes_text(self) -> bool:
+        """Whether its answer is a text by CTC, not one of its labels."""
+        return self.family == CTC
+
+    @property
     def words(self) -> tuple[str, ...]:
         """The labels that can be events: all but `unknown` and `silence`; none of a CTC model."""
         if self.family == CTC:

@@ -133,7 +133,18 @@ def train_ctc(
 
 
 def choose_alphabet(corpus: Corpus) -> tuple[str, ...]:
-    """The labels of a CTC model: those for English, or all characters that the texts need."""
+    """The labels of a CTC model: those for English, or all letters that the texts need.
+
+    Raises:
+        CorpusError: a text is written otherwise than it is said: capitals, digits, punctuation.
+    """
+    for clip in corpus.clips:
+        for character in clip.text:
+            if not (character in " '" or (character.isalpha() and character == character.lower())):
+                raise CorpusError(
+                    f"{clip.path}: text {clip.text!r} has {character!r}, expected letters in lower "
+                    "case, apostrophes and single spaces"
+                )
     found = {character for clip in corpus.clips for character in clip.text}
     return ALPHABET if found <= set(ALPHABET) else (BLANK, *sorted(found | {" "}))
 

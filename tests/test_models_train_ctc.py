@@ -150,6 +150,13 @@ def test_the_alphabet_is_english_or_what_the_texts_need(tones):
     assert choose_alphabet(other) == ("<blank>", " ", "o", "ù")
 
 
+@pytest.mark.parametrize(("text", "strange"), [("Go", "'G'"), ("go 2", "'2'"), ("go-on", "'-'")])
+def test_a_text_is_written_as_it_is_said(text, strange):
+    corpus = Corpus(Path(), (Clip(Path("a.wav"), "", "train", "", text),))
+    with pytest.raises(CorpusError, match=f"a.wav: text '{text}' has {strange}, expected letters"):
+        choose_alphabet(corpus)
+
+
 def test_convolutions_are_taken_from_a_keyword_model(tiny):
     spec = dataclasses.replace(TINY_SPEC, labels=ALPHABET, family=CTC, hidden_size=7)
     model = CnnGru(spec)

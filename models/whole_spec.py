@@ -1,0 +1,185 @@
+"""What a model is that takes its input whole: a phrase, an image, or a clip; without its weights.
+
+A model that can stream has a `ModelSpec`. Dimension letters: N batch, S samples, L tokens,
+W pixels, T output frames, C labels.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, TypeAlias
+
+from cnngru_edge.models.errors import SpecError
+from cnngru_edge.models.spec import BLANK, FeatureSpec, ModelSpec
+
+TEXT, CRNN, OWN = "text", "crnn", "own"
+"""The families: intents of phrases, lines of text in images, and modules that are not ours."""
+
+LABEL, TEXT_ANSWER = "label", "text"
+"""What a model answers: one label for the whole input, or a text by CTC."""
+
+PADDING, UNKNOWN_WORD = "<padding>", "<unknown>"
+"""The first two words of every vocabulary."""
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """A waveform `audio` (N, S), float32 from -1 to 1."""
+
+    name: ClassVar[str] = "audio"
+
+    sample_rate: int = 16_000  # in Hz
+    samples: int | None = None  # of every clip, cut or padded with zeros; None for any length
+    least_samples: int = 1  # to which a shorter clip is padded
+    features: FeatureSpec | None = None  # that the graph computes first; None: none of ours
+
+    def __post_init__(self) -> None:
+        """Refuse what no clip fits."""
+        _check_sizes("input", self.sample_rate, self.samples, self.least_samples)
+
+
+@dataclass(frozen=True)
+class TokenInput:
+    """Token ids `tokens` (N, L), int64: places in the vocabulary."""
+
+    name: ClassVar[str] = "tokens"
+
+    vocabulary: tuple[str, ...]
+    tokens: int | None = None  # of every phrase, cut or padded; None for any number
+    least_tokens: int = 1  # to which a shorter phrase is padded
+
+    def __post_init__(self) -> None:
+        """Refuse a vocabulary that no phrase can be looked up in."""
+        _check_sizes("input", 1, self.tokens, self.least_tokens)
+        if self.vocabulary[:2] != (PADDING, UNKNOWN_WORD):
+            raise SpecError(
+                f"vocabulary: the first two words are {PADDING} and {UNKNOWN_WORD}, got "
+                f"{list(self.vocabulary[:2])}"
+            )
+        if len(set(self.vocabulary)) != len(self.vocabulary):
+            raise SpecError("vocabulary: a word is in it twice")
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """Grey images `image` (N, 1, height, W), float32 from 0, black, to 1, white."""
+
+    name: ClassVar[str] = "image"
+
+    height: int  # pixels
+    width: int | None = None  # of every image, cut or padded with its last column; None for any
+    least_width: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what no image fits."""
+        _check_sizes("input", self.height, self.width, self.least_width)
+
+
+Input: TypeAlias = AudioInput | TokenInput | ImageInput
+_INPUTS = {kind.name: kind for kind in (AudioInput, TokenInput, ImageInput)}
+
+
+@dataclass(frozen=True)
+class WholeSpec:
+    """A model of one input and one output, `logits` (N, T, C); T is 1 where it answers a label."""
+
+    labels: tuple[str, ...]
+    input: Input
+    answers: str = LABEL  # LABEL or TEXT_ANSWER
+    family: str = OWN
+    why_whole: str = ""  # why it cannot be a stream, in a clause
+    layers: Mapping[str, Any] = field(default_factory=dict)  # what else builds it, by its family
+
+    def __post_init__(self) -> None:
+        """Refuse a model that cannot be built."""
+        if self.family not in (TEXT, CRNN, OWN):
+            raise SpecError(f"family: need one of {TEXT}, {CRNN}, {OWN}, got {self.family!r}")
+        if self.answers not in (LABEL, TEXT_ANSWER):
+            raise SpecError(f"answers: need {LABEL} or {TEXT_ANSWER}, got {self.answers!r}")
+        if not all(isinstance(label, str) and label.isprintable() for label in self.labels):
+            raise SpecError(f"labels: need to be printable text, got {list(self.labels)}")
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise SpecError(f"labels: need at least two, all different, got {list(self.labels)}")
+        if self.writes_text and self.labels[0] != BLANK:
+            raise SpecError(f"labels: the first of a CTC model is {BLANK}, got {self.labels[0]!r}")
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether its answer is a text by CTC, not one of its labels."""
+        return self.answers == TEXT_ANSWER
+
+    def to_json(self) -> str:
+        """The spec as one line of JSON, the same for equal specs."""
+        raw = asdict(self)
+        raw["input"] = {"kind": self.input.name, **raw["input"]}
+        return json.dumps(raw, sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "WholeSpec":
+        """Read what `to_json` wrote, or the same from TOML; SpecError names what is wrong."""
+        try:
+            known = {f.name for f in fields(cls)}
+            if unknown := sorted(set(raw) - known):
+                raise SpecError(f"model spec: unknown fields {', '.join(unknown)}")
+            return cls(
+                **{
+                    **raw,
+                    "labels": tuple(raw["labels"]),
+                    "input": _input(raw["input"]),
+                }
+            )
+        except KeyError as e:
+            raise SpecError(f"model spec: {e.args[0]} is missing") from e
+        except (TypeError, ValueError, AttributeError) as e:
+            raise SpecError(f"model spec: {type(e).__name__}: {e}") from e
+
+
+Spec: TypeAlias = ModelSpec | WholeSpec
+
+
+def read_spec(text: str) -> Spec:
+    """The spec in an artefact or checkpoint, of either kind.
+
+    Raises:
+        SpecError: names what does not fit.
+    """
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise SpecError(f"model spec: not JSON ({e})") from e
+    if isinstance(raw, dict) and raw.get("family") in (TEXT, CRNN, OWN):
+        return WholeSpec.from_dict(raw)
+    return ModelSpec.from_json(text)
+
+
+def streamable(spec: Spec) -> ModelSpec:
+    """The spec of a model that can be a stream.
+
+    Raises:
+        SpecError: it takes its input whole; says why.
+    """
+    if isinstance(spec, WholeSpec):
+        raise SpecError(f"this model cannot be a stream: {spec.why_whole}")
+    return spec
+
+
+def _input(raw: Mapping[str, Any]) -> Input:
+    kinds = ", ".join(_INPUTS)
+    kind = raw.get("kind")
+    if kind not in _INPUTS:
+        raise SpecError(f"input: kind is one of {kinds}, got {kind!r}")
+    given = {name: value for name, value in raw.items() if name != "kind"}
+    if unknown := sorted(set(given) - {f.name for f in fields(_INPUTS[kind])}):
+        raise SpecError(f"input: unknown fields {', '.join(unknown)}")
+    if kind == AudioInput.name and given.get("features") is not None:
+        given["features"] = FeatureSpec(**given["features"])
+    if kind == TokenInput.name:
+        given["vocabulary"] = tuple(given["vocabulary"])
+    found: Input = _INPUTS[kind](**given)
+    return found
+
+
+def _check_sizes(name: str, *sizes: int | None) -> None:
+    for size in sizes:
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise SpecError(f"{name}: sizes are whole numbers from 1, got {size!r}")
