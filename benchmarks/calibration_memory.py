@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from cnngru_edge.calibration.corpus import DEMO, calibration_paths
+from cnngru_edge.calibration.corpus import DEMO, calibration_sources
 from cnngru_edge.calibration.ranges import CalibrateConfig
 
 
@@ -28,7 +28,7 @@ def main(graph: Path, data: Path, task: str | None, clips: int | None) -> None:
     if clips is not None:
         from cnngru_edge.calibration.collect import calibrate
 
-        paths = calibration_paths(data, task, 1)
+        paths = calibration_sources(data, task, 1)
         calibrate(graph, list(islice(cycle(paths), clips)), CalibrateConfig())
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return

@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from cnngru_edge.calibration.collect import calibrate
-from cnngru_edge.calibration.corpus import DEMO, calibration_paths
+from cnngru_edge.calibration.corpus import DEMO, calibration_sources
 from cnngru_edge.calibration.ranges import METHODS, CalibrateConfig
 from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.runtime.audio import read_audio
@@ -27,7 +27,7 @@ from cnngru_edge.runtime.stream import clip_logits
 @click.option("--task")
 def main(graph: Path, data: Path, task: str | None) -> None:
     """Print the signal-to-quantization-noise ratio at the logits, in dB."""
-    paths = calibration_paths(data, task, 100)
+    paths = calibration_sources(data, task, 100)
     measured = paths[2::3]
     calibrated = [path for path in paths if path not in measured]
 

@@ -13,8 +13,11 @@ from cnngru_edge.calibration.observers import Histogram
 from cnngru_edge.calibration.ranges import CalibrateConfig, Range, Ranges, Subset, range_of
 from cnngru_edge.calibration.workers import in_order
 from cnngru_edge.models.atomic import write_file
-from cnngru_edge.models.errors import AudioError, CalibrationError
-from cnngru_edge.runtime.audio import pad_to_multiple, read_audio
+from cnngru_edge.models.errors import CalibrationError, InputError
+from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import sample_rate_of
+from cnngru_edge.runtime.audio import pad_to_multiple
+from cnngru_edge.runtime.inputs import Source, fitted, read_input, source_sha256
 from cnngru_edge.runtime.session import Session, initial_state, open_session
 
 CLIPS_PER_STREAM = 8
@@ -53,9 +56,9 @@ class Statistics:
     shells: list[Observed] = field(
         default_factory=lambda: [Observed() for _ in range(HALVINGS + 1)]
     )
-    lengths: list[int] = field(default_factory=list)  # in samples
+    lengths: list[int] = field(default_factory=list)  # in samples, tokens or columns
     digests: list[str] = field(default_factory=list)
-    errors: list[AudioError] = field(default_factory=list)
+    errors: list[InputError] = field(default_factory=list)
 
     def merge(self, other: "Statistics") -> None:
         """Add what another part of the corpus did, which comes after this one."""
@@ -68,17 +71,17 @@ class Statistics:
 
 def calibrate(
     graph: Path,
-    clips: Sequence[Path],
+    clips: Sequence[Source],
     config: CalibrateConfig,
     progress: Callable[[int], None] = lambda clips: None,
-) -> tuple[Ranges, list[AudioError]]:
+) -> tuple[Ranges, list[InputError]]:
     """Ranges of a float graph's tensors on these recordings, and the recordings left out.
 
     The result does not depend on the number of workers, and memory not on the number of clips.
 
     Args:
         graph: a float ONNX file of ours.
-        clips: recordings, in the order in which they are heard.
+        clips: recordings, phrases or images, in the order in which they are heard.
         config: see CalibrateConfig.
         progress: called with the number of clips that are newly done.
 
@@ -87,7 +90,7 @@ def calibrate(
         CalibrationError: not a float graph, or too few recordings that can be read.
     """
     with open_session(graph) as session:
-        rate = session.spec.features.sample_rate
+        rate = sample_rate_of(session.spec)
         if graph.suffix != ".onnx" or session.precision != "fp32":
             raise CalibrationError(
                 f"{graph}: expected a float .onnx graph, got {session.precision} {graph.suffix}; "
@@ -115,7 +118,7 @@ def calibrate(
         graph_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
         clips_sha256=hashlib.sha256("".join(statistics.digests).encode()).hexdigest(),
         clips=len(lengths),
-        duration_s=sum(lengths) / rate,
+        duration_s=sum(lengths) / rate if rate else 0.0,
         clip_samples=(min(lengths), round(median(lengths)), max(lengths)),
         method=config.method,
         percentile=config.percentile,
@@ -184,26 +187,30 @@ def _growing(
     return found
 
 
-def _observe(session: Session, clips: Sequence[tuple[int, Path]]) -> Statistics:
-    """One stream: the clips, each with its number in the corpus, from the initial state."""
+def _observe(session: Session, clips: Sequence[tuple[int, Source]]) -> Statistics:
+    """Clips, each with its number in the corpus: one stream, if the model can be one."""
     spec = session.spec
     statistics = Statistics()
-    states = {state.name: state.next_name for state in spec.state}
+    stream_states = spec.state if isinstance(spec, ModelSpec) else ()
+    states = {state.name: state.next_name for state in stream_states}
     outside = {"logits", *states.values()}
-    state = initial_state(spec, 1)
-    for index, path in clips:
+    state = initial_state(spec, 1) if isinstance(spec, ModelSpec) else {}
+    for index, source in clips:
         try:
-            samples = read_audio(path, spec.features.sample_rate).samples
-        except AudioError as e:
+            given = read_input(spec, source)
+        except InputError as e:
             statistics.errors.append(e)
             continue
-        audio = pad_to_multiple(samples, spec.chunk_length)[None]
-        outputs = session.run({"audio": audio, **state})
+        if isinstance(spec, ModelSpec):
+            feed = {"audio": pad_to_multiple(given, spec.chunk_length)[None], **state}
+        else:
+            feed = {spec.input.name: fitted(spec, given)[None]}
+        outputs = session.run(feed)
         state = {name: outputs[next_name] for name, next_name in states.items()}
         shell = statistics.shells[smallest_subset(index)]
         for name in outputs.keys() - outside:
             shell.histograms.setdefault(name, Histogram()).observe(outputs[name])
         shell.clips += 1
-        statistics.lengths.append(len(samples))
-        statistics.digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
+        statistics.lengths.append(given.shape[-1])
+        statistics.digests.append(source_sha256(source))
     return statistics

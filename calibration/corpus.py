@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnngru_edge.models.errors import CorpusError
-from cnngru_edge.models.spec import SILENCE, UNKNOWN
+from cnngru_edge.models.spec import SILENCE, UNKNOWN, ModelSpec
+from cnngru_edge.models.whole_spec import AudioInput, ImageInput, Spec
 from cnngru_edge.runtime.inputs import Source
 
 TRAIN, CALIB, EVAL = "train", "calib", "eval"
@@ -17,6 +18,9 @@ ALL = "all"
 
 DEMO = Path(__file__).with_name("demo")
 """The synthesized clips that come with the package."""
+DEMO_PHRASES = Path(__file__).with_name("demo_phrases")
+DEMO_DIGITS = Path(__file__).with_name("demo_digits")
+"""The same of phrases, and of lines of digits in images."""
 
 _SET_NAMES = {
     **dict.fromkeys(["train", "training"], TRAIN),
@@ -231,11 +235,11 @@ def calibration_clips(corpus: Corpus, least: int) -> tuple[Clip, ...]:
     return clips if len(clips) >= least else (*clips, *corpus.of(TRAIN))
 
 
-def calibration_paths(data: Path, task: str | None, least: int) -> list[Path]:
-    """Recordings to calibrate with: of a corpus as `calibration_clips`, else all in the folder."""
+def calibration_sources(data: Path, task: str | None, least: int) -> list[Source]:
+    """What to calibrate with: of a corpus as `calibration_clips`, else all audio in the folder."""
     if _is_loose(data):
-        return audio_files(data)
-    return [clip.path for clip in calibration_clips(read_corpus(data, task), least)]
+        return list(audio_files(data))
+    return [clip.source for clip in calibration_clips(read_corpus(data, task), least)]
 
 
 def find_recordings(data: Path, task: str | None = None) -> Corpus:
@@ -243,6 +247,13 @@ def find_recordings(data: Path, task: str | None = None) -> Corpus:
     if _is_loose(data):
         return Corpus(data, tuple(Clip(path, "", CALIB, "") for path in audio_files(data)))
     return find_clips(data, task)
+
+
+def demo_of(spec: Spec) -> Path:
+    """What comes with the package to try a model on."""
+    if isinstance(spec, ModelSpec) or isinstance(spec.input, AudioInput):
+        return DEMO
+    return DEMO_DIGITS if isinstance(spec.input, ImageInput) else DEMO_PHRASES
 
 
 def shared_speakers(corpus: Corpus) -> dict[str, list[str]]:

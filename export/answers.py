@@ -12,12 +12,13 @@ import numpy as np
 from cnngru_edge.calibration.corpus import Clip, match_labels, match_texts
 from cnngru_edge.calibration.workers import in_order
 from cnngru_edge.models.atomic import file_sha256, write_file
-from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
-from cnngru_edge.models.spec import CTC, KWS, ModelSpec
+from cnngru_edge.models.errors import CorpusError, InputError, SessionError
 from cnngru_edge.models.streams import excerpt, snr_gain
+from cnngru_edge.models.whole_spec import Spec, sample_rate_of
 from cnngru_edge.runtime.audio import Samples, read_audio
 from cnngru_edge.runtime.decode import clip_scores
-from cnngru_edge.runtime.session import Session, open_session
+from cnngru_edge.runtime.inputs import read_input, source_sha256
+from cnngru_edge.runtime.session import Array, Session, open_session
 from cnngru_edge.runtime.stream import clip_logits
 from cnngru_edge.runtime.transcribe import clip_transcript
 
@@ -102,11 +103,11 @@ class Results:
 
     artefact: Artefact
     labels: tuple[str, ...]
-    sample_rate: int  # of the model, in Hz
+    sample_rate: int | None  # of the model, in Hz; None of one that takes no audio
     conditions: tuple[str, ...]
     conditions_sha256: str
     clips: tuple[Answered, ...]
-    family: str = KWS  # of the model: whether the answers are labels or texts
+    writes_text: bool = False  # the answers are texts, not labels
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -156,7 +157,7 @@ def answer_clips(
     *,
     workers: int = 1,
     progress: Callable[[int], None] = lambda clips: None,
-) -> tuple[Results, list[AudioError]]:
+) -> tuple[Results, list[InputError]]:
     """Let an artefact answer every clip; its results, and the recordings left out.
 
     The results do not depend on the number of workers, each of which opens the artefact.
@@ -174,15 +175,19 @@ def answer_clips(
             session.backend,
             session.device,
         )
+    if conditions.snrs_db and sample_rate_of(spec) is None:
+        raise SessionError(
+            f"{artefact}: this model takes no recordings, so there is no noise in it"
+        )
     truth = truth_of(clips, spec)
     found: list[Answered] = []
-    errors: list[AudioError] = []
+    errors: list[InputError] = []
     labelled = [(clip, truth[clip.path]) for clip in clips]
     groups = [labelled[i : i + _GROUP] for i in range(0, len(clips), _GROUP)]
     work = partial(_answer_group, root=root, conditions=conditions)
     for part in in_order(work, artefact, groups, workers):
         for one in part:
-            if isinstance(one, AudioError):
+            if isinstance(one, InputError):
                 errors.append(one)
             else:
                 found.append(one)
@@ -192,21 +197,21 @@ def answer_clips(
     return Results(
         described,
         spec.labels,
-        spec.features.sample_rate,
+        sample_rate_of(spec),
         conditions.names,
         conditions.sha256,
         tuple(found),
-        spec.family,
+        spec.writes_text,
     ), errors
 
 
-def truth_of(clips: Iterable[Clip], spec: ModelSpec) -> dict[Path, str]:
+def truth_of(clips: Iterable[Clip], spec: Spec) -> dict[Path, str]:
     """What a model should answer to each clip: a label, or a text.
 
     Raises:
         CorpusError: a label or a character that the model does not have.
     """
-    match = match_texts if spec.family == CTC else match_labels
+    match = match_texts if spec.writes_text else match_labels
     return match(clips, spec.labels)
 
 
@@ -225,16 +230,16 @@ def check_conditions(
         )
 
 
-def answer(session: Session, samples: Samples) -> Answer:
+def answer(session: Session, given: Array) -> Answer:
     """What a model answers to a clip.
 
     Raises:
         SessionError: it answers NaN.
     """
-    logits = clip_logits(session, samples)
+    logits = clip_logits(session, given)
     if not np.isfinite(logits).all():
         raise SessionError("a model answers NaN; its file is damaged, export it again")
-    if session.spec.family == CTC:
+    if session.spec.writes_text:
         transcript = clip_transcript(session.spec, logits)
         return Answer(transcript.text, round(transcript.score, 6))
     scores = clip_scores(session.spec, logits)
@@ -245,7 +250,7 @@ def answer(session: Session, samples: Samples) -> Answer:
 def _is_whole(clip: Answered, results: Results) -> bool:
     """Whether a file says all of a clip that it should, in the labels of its model."""
     said = [clip.true, *(answer.label for answer in clip.answers)]
-    if results.family == CTC:
+    if results.writes_text:
         said = [character for text in said for character in text]
     return (
         len(clip.answers) == len(results.conditions)
@@ -260,17 +265,18 @@ def _answer_group(
     *,
     root: Path,
     conditions: Conditions,
-) -> list[Answered | AudioError]:
-    rate = session.spec.features.sample_rate
-    found: list[Answered | AudioError] = []
+) -> list[Answered | InputError]:
+    rate = sample_rate_of(session.spec)
+    found: list[Answered | InputError] = []
     for clip, true in clips:
         try:
-            samples = read_audio(clip.path, rate).samples
-        except AudioError as e:
+            given = read_input(session.spec, clip.source)
+        except InputError as e:
             found.append(e)
             continue
-        sha256 = file_sha256(clip.path)
-        answers = tuple(answer(session, h) for h in conditions.heard(samples, sha256, rate))
+        sha256 = source_sha256(clip.source)
+        heard = conditions.heard(given, sha256, rate) if rate else [given]
+        answers = tuple(answer(session, one) for one in heard)
         path = clip.path.relative_to(root) if clip.path.is_relative_to(root) else clip.path
         found.append(Answered(path.as_posix(), sha256, true, clip.speaker, answers))
     return found

@@ -9,7 +9,7 @@ from cnngru_edge.export.compare import Comparison
 from cnngru_edge.export.plan import Plan
 from cnngru_edge.export.streaming import StreamingComparison
 from cnngru_edge.export.targets import CPU, TENSORRT, TENSORRT_FP16
-from cnngru_edge.models.errors import AudioError
+from cnngru_edge.models.errors import InputError
 from cnngru_edge.models.receipt import Coverage
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class ExportReport:
     """What an export made, how long each stage took and what it found."""
 
     out: Path
+    forms: dict[str, tuple[str, bool]] = field(default_factory=lambda: dict(INT8_FORMS))
     comparisons: dict[str, Comparison] = field(default_factory=dict)  # by the INT8 file's name
     streaming: dict[str, StreamingComparison] = field(default_factory=dict)  # the same
     coverages: dict[str, Coverage] = field(default_factory=dict)
@@ -54,6 +55,11 @@ class ExportReport:
     audit: Audit | None = None
     sensitivity: "Sensitivity | None" = None
     parity: "list[Parity]" = field(default_factory=list)
-    errors: list[AudioError] = field(default_factory=list)
+    errors: list[InputError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what did not go as it should
     stage_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def clip_forms(self) -> list[str]:
+        """Those of the forms that take any length."""
+        return [name for name, (_, is_clip) in self.forms.items() if is_clip]

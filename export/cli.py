@@ -115,16 +115,17 @@ def export(
         raise click.UsageError(
             "--plan says what is kept in float, --max-drop searches it; give one"
         )
-    from cnngru_edge.calibration.corpus import DEMO, read_corpus
+    from cnngru_edge.calibration.corpus import demo_of, read_corpus
     from cnngru_edge.export import pipeline
     from cnngru_edge.export.summary import print_summary
-    from cnngru_edge.models.checkpoint import PRETRAINED
+    from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
 
     checkpoint = checkpoint or PRETRAINED / "kws12.safetensors"
-    corpus = read_corpus(data or DEMO, task)
+    model = load_checkpoint(checkpoint)
+    corpus = read_corpus(data or demo_of(model.spec), task)
     with progress_bars() as bar:
         report = pipeline.export(
-            checkpoint,
+            model,
             corpus,
             out,
             CalibrateConfig(**options),
@@ -133,6 +134,7 @@ def export(
             min_coverage=min_coverage,
             chunk_frames=chunk_frames,
             force=force,
+            name=checkpoint.stem,
             command=command_line(),
             progress=advance_of(bar),
         )
@@ -147,12 +149,12 @@ def export(
 @task_option
 def trace(checkpoint: Path, out: Path, data: Path | None, task: str | None) -> None:
     """Write TorchScript and float ONNX of a CHECKPOINT, checked against it on recordings."""
-    from cnngru_edge.calibration.corpus import DEMO, read_corpus
+    from cnngru_edge.calibration.corpus import demo_of, read_corpus
     from cnngru_edge.export import pipeline
     from cnngru_edge.models.checkpoint import load_checkpoint
 
     model = load_checkpoint(checkpoint)
-    corpus = read_corpus(data or DEMO, task)
+    corpus = read_corpus(data or demo_of(model.spec), task)
     for parity in pipeline.trace(model, out, pipeline.parity_clips(corpus.clips, model.spec)):
         click.echo(
             f"{out / parity.path.name}: equals torch within {parity.max_abs_error:.1e} "
@@ -167,16 +169,20 @@ def trace(checkpoint: Path, out: Path, data: Path | None, task: str | None) -> N
 @task_option
 @calibrate_options
 def calibrate(graph: Path, out: Path, data: Path | None, task: str | None, **options: Any) -> None:
-    """Run a float GRAPH over recordings and write the ranges that its tensors take on.
+    """Run a float GRAPH over recordings, phrases or images and write its tensors' ranges.
 
     DATA may also be a folder of recordings without labels. Of a corpus with sets, those for
     calibration are used.
     """
     from cnngru_edge.calibration.collect import calibrate as run_calibration
-    from cnngru_edge.calibration.corpus import DEMO, calibration_paths
+    from cnngru_edge.calibration.corpus import calibration_sources, demo_of
+    from cnngru_edge.runtime.session import open_session
 
     config = CalibrateConfig(**options)
-    paths = calibration_paths(data or DEMO, task, config.min_clips)
+    if data is None:
+        with open_session(graph) as session:
+            data = demo_of(session.spec)
+    paths = calibration_sources(data, task, config.min_clips)
     with progress_bars() as bar:
         advance = advance_of(bar)
         ranges, errors = run_calibration(

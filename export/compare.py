@@ -34,8 +34,7 @@ from cnngru_edge.export.statistics import (
     pairs_of,
     verdict_of,
 )
-from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
-from cnngru_edge.models.spec import CTC, KWS
+from cnngru_edge.models.errors import CorpusError, InputError, SessionError
 from cnngru_edge.runtime.session import Session, open_session
 
 MARGIN = 0.5
@@ -103,7 +102,7 @@ class Comparison:
     reference: Artefact
     candidate: Artefact
     labels: tuple[str, ...]
-    sample_rate: int
+    sample_rate: int | None  # None where no recordings were heard
     clips: int
     left_out: int  # that only one of the two has heard
     margin: float
@@ -114,8 +113,7 @@ class Comparison:
     by_speaker: tuple[Group, ...]  # those who lose most first
     confusion: Mapping[str, list[list[int]]]  # reference, candidate: rows truth, columns answer
     flips: tuple[Flip, ...]
-    family: str = KWS
-    error_rates: ErrorRates | None = None  # None of keyword models
+    error_rates: ErrorRates | None = None  # None where the answers are labels
 
     @property
     def clean(self) -> Condition:
@@ -173,7 +171,7 @@ def compare(
     margin: float = MARGIN,
     workers: int = 1,
     progress: Callable[[int], None] = lambda clips: None,
-) -> tuple[Comparison, list[AudioError]]:
+) -> tuple[Comparison, list[InputError]]:
     """Let both answer every clip; the comparison, and the recordings left out.
 
     Args:
@@ -210,7 +208,7 @@ def answers_of(
     *,
     workers: int = 1,
     progress: Callable[[int], None] = lambda clips: None,
-) -> tuple[list[Results], list[AudioError]]:
+) -> tuple[list[Results], list[InputError]]:
     """The answers of each artefact, and the recordings left out; see `compare`."""
     kept = {path: Results.load(path) for path in artefacts if path.suffix == RESULTS_SUFFIX}
     if any(path not in kept for path in artefacts):  # before the long part
@@ -221,7 +219,7 @@ def answers_of(
         if labels != first[1]:
             raise SessionError(_other_labels(str(first[0]), str(path), first[1], labels))
     found: list[Results] = []
-    errors: dict[str, AudioError] = {}  # each once, though both cannot read it
+    errors: dict[str, InputError] = {}  # each once, though both cannot read it
     for path in artefacts:
         if path in kept:
             found.append(kept[path])
@@ -255,7 +253,7 @@ def compare_results(reference: Results, candidate: Results, *, margin: float) ->
     confidence = 1 - (1 - CONFIDENCE) / len(names)
     measured = [_condition(name, both, i, margin, confidence) for i, name in enumerate(names)]
     rates = None
-    if reference.family == CTC:
+    if reference.writes_text:
         heard_texts = [
             Heard(a.path, a.speaker, a.true, *(_answers(one) for one in (a, b))) for a, b in both
         ]
@@ -289,7 +287,6 @@ def compare_results(reference: Results, candidate: Results, *, margin: float) ->
             "candidate": _confusion([b for _, b in both], order),
         },
         flips=tuple(flip for i, name in enumerate(names) for flip in _flips(both, i, name)),
-        family=reference.family,
         error_rates=rates,
     )
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cnngru_edge.models.atomic import file_sha256
-from cnngru_edge.runtime.bench import Timing, measure_steps
+from cnngru_edge.models.whole_spec import WholeSpec
+from cnngru_edge.runtime.bench import Timing, measure_steps, measure_whole
 from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import fixed_length
 
@@ -63,6 +64,10 @@ def latencies(artefacts: Iterable[Path]) -> list[dict[str, Any]]:
     found = []
     for path in artefacts:
         with open_session(path) as session:
+            if isinstance(session.spec, WholeSpec):
+                timing = measure_whole(session, 1, _CLIP_S, _MEASURE_S, _WARM_UP_S)
+                found.append(_latency(path, session.device, timing))
+                continue
             chunk, rate = session.spec.chunk_length, session.spec.features.sample_rate
             fixed = fixed_length(session)
             lengths = [fixed] if fixed else [chunk, round(_CLIP_S * rate / chunk) * chunk]
@@ -73,8 +78,10 @@ def latencies(artefacts: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def _latency(path: Path, device: str, timing: Timing) -> dict[str, Any]:
-    is_clip = timing.audio_ms >= 1000 * _CLIP_S
-    what = f"{timing.audio_ms / 1000:g} s clip" if is_clip else f"{timing.audio_ms:g} ms step"
+    what = timing.what
+    if timing.audio_ms is not None:
+        is_clip = what == "clip" or timing.audio_ms >= 1000 * _CLIP_S
+        what = f"{timing.audio_ms / 1000:g} s clip" if is_clip else f"{timing.audio_ms:g} ms step"
     times = timing.host_ms
     return {
         "artefact": path.name,

@@ -38,6 +38,8 @@ def hear_again(
     hashes = {flip.path: flip.sha256 for flip in comparison.flips}
 
     def hear(path: str, condition: str) -> Recording:
+        if comparison.sample_rate is None:
+            raise AudioError(f"{path}: no recording")
         source = root / path
         recording = read_audio(source, comparison.sample_rate)
         sha256 = file_sha256(source)
@@ -68,6 +70,8 @@ def save_flips(
         SessionError: the folder is not empty, or as `hear_again`.
         AudioError: as `hear_again`.
     """
+    if comparison.sample_rate is None:
+        raise SessionError("this model hears no recordings, so there are none to listen to")
     check_unused(folder)
     hear = hear_again(comparison, root, conditions or Conditions())
     with staged(folder) as stage:

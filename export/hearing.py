@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cnngru_edge.calibration.corpus import Clip
-from cnngru_edge.models.errors import AudioError, SessionError
+from cnngru_edge.models.errors import InputError, SessionError
 from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.audio import Samples, read_audio
 from cnngru_edge.runtime.session import Array, Session
 from cnngru_edge.runtime.stream import Stream, fixed_length, flushed
@@ -43,6 +44,7 @@ class Listener:
         self.name, self.session = name, session
         self._rows = fixed if isinstance(fixed, int) else min(rows, session.max_batch or rows)
         self._stream = Stream(session, self._rows)
+        self._spec = self._stream.spec
 
     def listen_all(
         self, audio: Sequence[tuple[Samples, int]], chunks_ms: Sequence[float]
@@ -60,7 +62,7 @@ class Listener:
         return found
 
     def _listen(self, audio: Sequence[tuple[Samples, int]], chunk_ms: float | None) -> list[Array]:
-        spec = self.session.spec
+        spec = self._spec
         unit = fixed_length(self.session) or spec.chunk_length
         longest = max(len(samples) for samples, _ in audio)
         size = -(-longest // unit) * unit
@@ -95,7 +97,7 @@ def batches(
     clips: Sequence[Clip],
     order: Iterable[int],
     sample_rate: int,
-    errors: list[AudioError],
+    errors: list[InputError],
     progress: Callable[[int], None],
 ) -> Iterator[list[Heard]]:
     """The clips that can be read, in this order: each is heard after the one before it."""
@@ -106,7 +108,7 @@ def batches(
         for clip in (together := in_order[start : start + _ROWS]):
             try:
                 read.append((clip, read_audio(clip.path, sample_rate).samples))
-            except AudioError as e:
+            except InputError as e:
                 errors.append(e)
         if read:
             # None comes before the first: it is heard after the last of its batch.
@@ -118,10 +120,11 @@ def batches(
 
 def _fitting(session: Session, chunks_ms: Sequence[float]) -> tuple[float, ...]:
     """The chunks that a session takes, or its own where it takes none of them."""
-    rate = session.spec.features.sample_rate
+    spec = streamable(session.spec)
+    rate = spec.features.sample_rate
     if length := fixed_length(session):
         return (1000 * length / rate,)  # longer ones are the same steps again
-    unit = session.spec.chunk_length
+    unit = spec.chunk_length
     fitting = tuple(
         ms
         for ms in chunks_ms

@@ -9,11 +9,13 @@ import numpy as np
 
 from cnngru_edge.calibration.corpus import Clip
 from cnngru_edge.export.statistics import CONFIDENCE, wilson_interval
-from cnngru_edge.models.errors import AudioError
+from cnngru_edge.models.errors import InputError
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.models.streams import excerpt, fade, snr_gain
-from cnngru_edge.runtime.audio import Samples, pad_to_multiple, read_audio
+from cnngru_edge.models.whole_spec import Spec, streamable
+from cnngru_edge.runtime.audio import Samples, pad_to_multiple
 from cnngru_edge.runtime.detect import Detection, Detector
+from cnngru_edge.runtime.inputs import read_input
 from cnngru_edge.runtime.session import Array, Session
 from cnngru_edge.runtime.stream import FLUSH_S, Stream, fixed_length
 
@@ -123,15 +125,13 @@ def _poisson_mean(most: int, probability: float) -> float:
     return high
 
 
-def load(
-    clips: Iterable[Clip], sample_rate: int
-) -> tuple[list[Clip], list[Samples], list[AudioError]]:
-    """The clips that can be read, their samples, and why the others cannot."""
+def load(clips: Iterable[Clip], spec: Spec) -> tuple[list[Clip], list[Array], list[InputError]]:
+    """The clips that can be read, what the model is given of each, and why the others cannot."""
     read, samples, errors = [], [], []
     for clip in clips:
         try:
-            samples.append(read_audio(clip.path, sample_rate).samples)
-        except AudioError as e:
+            samples.append(read_input(spec, clip.source))
+        except InputError as e:
             errors.append(e)
         else:
             read.append(clip)
@@ -211,11 +211,12 @@ def background_streams(
 
 def stream_logits(session: Session, streams: Sequence[LongStream]) -> list[Array]:
     """Logits (T, C) of each, heard from its beginning with the state carried."""
+    spec = streamable(session.spec)
     rows = session.inputs[0].shape[0]
     batch = rows if isinstance(rows, int) else 1  # all rows hear the same
-    chunk = fixed_length(session) or session.spec.chunk_length
-    step = max(1, round(_PUSH_S * session.spec.features.sample_rate / chunk)) * chunk
-    flush = np.zeros(round(FLUSH_S * session.spec.features.sample_rate), np.float32)
+    chunk = fixed_length(session) or spec.chunk_length
+    step = max(1, round(_PUSH_S * spec.features.sample_rate / chunk)) * chunk
+    flush = np.zeros(round(FLUSH_S * spec.features.sample_rate), np.float32)
     logits = []
     with Stream(session, batch) as stream:
         for long in streams:

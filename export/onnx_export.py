@@ -1,4 +1,4 @@
-"""The float ONNX graph of a model: waveform and state in, logits and state out."""
+"""The float ONNX graph of a model: audio and state, or one whole input, to logits."""
 
 import io
 import math
@@ -14,25 +14,68 @@ from onnx_ir.passes import common
 
 from cnngru_edge.calibration.collect import FRONTEND_CONSTANTS, FRONTEND_NODES
 from cnngru_edge.export.integer import named
+from cnngru_edge.export.normal_form import normalize
 from cnngru_edge.export.onnx_graph import module_of, save
 from cnngru_edge.export.torchscript import example_inputs
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import ExportError
 from cnngru_edge.models.frontend import LogMel, half_window, heard_bins
 from cnngru_edge.models.spec import METADATA_KEY
+from cnngru_edge.models.whole import WholeModel
+from cnngru_edge.models.whole_spec import LETTERS, Spec, fixed_length_of
 from cnngru_edge.runtime.session import PRECISION_KEY
 
 OPSET = 17
 """What every TensorRT since 8.6 parses (its operator table)."""
 
 
-def export_onnx(model: CnnGru, path: Path) -> None:
-    """Write `model` as ONNX: free batch N and samples S, every state a named input and output."""
+def export_onnx(model: CnnGru | WholeModel, path: Path) -> None:
+    """Write `model` as ONNX: free batch N and samples S, every state a named input and output.
+
+    One that takes its input whole has that alone, of free length where its spec fixes none.
+    """
+    if isinstance(model, WholeModel):
+        _export_whole(model, path)
+        return
     states = model.spec.state
     inputs = ["audio", *(state.name for state in states)]
     outputs = ["logits", *(state.next_name for state in states)]
     free = {name: {0: "N"} for name in (*inputs, *outputs)}
     free["audio"][1], free["logits"][1] = "S", "T"
+    graph = _traced(model, inputs, outputs, free)
+    tidy(graph)
+    copy_leading_dimensions(graph)
+    # Shape inference cannot see that a chunk shorter than its context leaves the state's size.
+    for value, state in zip(graph.graph.outputs[1:], states, strict=True):
+        value.shape = ir.Shape(("N", *state.shape))
+    compute_frontend_constants(graph, model.log_mel)
+    _save(graph, model.spec, path)
+
+
+def _export_whole(model: WholeModel, path: Path) -> None:
+    kind = model.spec.input
+    free = {kind.name: {0: "N"}, "logits": {0: "N"}}
+    if model.spec.writes_text:
+        free["logits"][1] = "T"
+    if fixed_length_of(kind) is None:
+        free[kind.name][len(example_inputs(model)[0].shape) - 1] = LETTERS[kind.name]
+    graph = _traced(model, [kind.name], ["logits"], free)
+    tidy(graph)
+    normalize(graph)
+    _save(graph, model.spec, path)
+
+
+def _save(graph: ir.Model, spec: Spec, path: Path) -> None:
+    graph.metadata_props.update({METADATA_KEY: spec.to_json(), PRECISION_KEY: "fp32"})
+    save(graph, path)
+
+
+def _traced(
+    model: CnnGru | WholeModel,
+    inputs: list[str],
+    outputs: list[str],
+    free: dict[str, dict[int, str]],
+) -> ir.Model:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # This exporter keeps nn.GRU as one GRU node at opset 17; the newer one does neither.
@@ -49,15 +92,7 @@ def export_onnx(model: CnnGru, path: Path) -> None:
             output_names=outputs,
             dynamic_axes=free,
         )
-    graph = ir.from_proto(onnx.load_from_string(buffer.getvalue()))
-    tidy(graph)
-    copy_leading_dimensions(graph)
-    # Shape inference cannot see that a chunk shorter than its context leaves the state's size.
-    for value, state in zip(graph.graph.outputs[1:], states, strict=True):
-        value.shape = ir.Shape(("N", *state.shape))
-    compute_frontend_constants(graph, model.log_mel)
-    graph.metadata_props.update({METADATA_KEY: model.spec.to_json(), PRECISION_KEY: "fp32"})
-    save(graph, path)
+    return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
 
 
 def tidy(graph: ir.Model) -> None:

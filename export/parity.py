@@ -1,6 +1,6 @@
-"""The float forms of one model give the same numbers, on real recordings, or the export stops."""
+"""The float forms of one model give the same numbers, on real inputs, or the export stops."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,10 @@ import torch
 
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import ParityError
-from cnngru_edge.runtime.audio import Samples, pad_to_multiple
+from cnngru_edge.models.whole import WholeModel
+from cnngru_edge.models.whole_spec import WholeSpec
+from cnngru_edge.runtime.audio import pad_to_multiple
+from cnngru_edge.runtime.inputs import fitted
 from cnngru_edge.runtime.session import Array, Session, initial_state, open_session
 
 TOLERANCE = 1e-4
@@ -24,19 +27,17 @@ class Parity:
     max_abs_error: float
 
 
-def check_parity(model: CnnGru, artefact: Path, clips: Sequence[Samples]) -> Parity:
-    """Compare logits and every state: clips alone and as a batch, each in two chunks.
+def check_parity(model: CnnGru | WholeModel, artefact: Path, clips: Sequence[Array]) -> Parity:
+    """Compare logits and every state: clips alone and as a batch, each stream in two chunks.
 
     Raises:
         ParityError: a tensor differs by more than TOLERANCE.
     """
     errors: dict[str, float] = {}
     with open_session(artefact) as session, torch.inference_mode():
-        for audio in _cases(clips, model.spec.chunk_length):
-            expected = _torch_outputs(model, audio)
-            found = _session_outputs(session, audio)
+        for expected, found in _outputs(model, session, clips):
             for name, value in expected.items():
-                error = float(np.abs(found[name] - value).max(initial=0))
+                error = _largest(found[name], value)
                 errors[name] = float(np.maximum(errors.get(name, 0.0), error))
     # Unlike max(), numpy lets a NaN through, here and above; and no comparison with one holds.
     tensor = list(errors)[int(np.argmax(list(errors.values())))]
@@ -48,29 +49,49 @@ def check_parity(model: CnnGru, artefact: Path, clips: Sequence[Samples]) -> Par
     return Parity(artefact, tensor, errors[tensor])
 
 
-def _cases(clips: Sequence[Samples], chunk: int) -> list[Samples]:
+def _largest(found: Array, expected: Array) -> float:
+    if found.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(found - expected).max(initial=0))
+
+
+def _outputs(
+    model: CnnGru | WholeModel, session: Session, clips: Sequence[Array]
+) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
+    """What torch and the artefact give, for each case."""
+    if isinstance(model, WholeModel):
+        for given in _cases([fitted(model.spec, clip) for clip in clips]):
+            expected = model.eval()(torch.from_numpy(given)).numpy()
+            yield {"logits": expected}, session.run({model.spec.input.name: given})
+        return
+    chunk = model.spec.chunk_length
+    for audio in _cases([pad_to_multiple(clip, chunk) for clip in clips]):
+        yield _torch_outputs(model, audio), _session_outputs(session, audio)
+
+
+def _cases(clips: Sequence[Array]) -> list[Array]:
     """Each clip alone, and all of them as one batch."""
-    padded = [pad_to_multiple(clip, chunk) for clip in clips]
-    length = min(len(clip) for clip in padded)
-    return [*(clip[None] for clip in padded), np.stack([clip[:length] for clip in padded])]
+    length = min(clip.shape[-1] for clip in clips)
+    return [*(clip[None] for clip in clips), np.stack([clip[..., :length] for clip in clips])]
 
 
-def _torch_outputs(model: CnnGru, audio: Samples) -> dict[str, Array]:
+def _torch_outputs(model: CnnGru, audio: Array) -> dict[str, Array]:
     logits, state = model(torch.from_numpy(audio), model.initial_state(len(audio)))
     names = ["logits", *(s.next_name for s in model.spec.state)]
     return {n: v.numpy() for n, v in zip(names, (logits, *state), strict=True)}
 
 
-def _session_outputs(session: Session, audio: Samples) -> dict[str, Array]:
+def _session_outputs(session: Session, audio: Array) -> dict[str, Array]:
     """In two chunks of unequal length, so that what is carried is put to the test as well."""
-    chunk = session.spec.chunk_length
-    cut = audio.shape[1] // chunk // 3 * chunk
-    state = initial_state(session.spec, len(audio))
+    spec = session.spec
+    assert not isinstance(spec, WholeSpec)
+    cut = audio.shape[1] // spec.chunk_length // 3 * spec.chunk_length
+    state = initial_state(spec, len(audio))
     logits = []
     outputs: dict[str, Array] = {}
     for part in (audio[:, :cut], audio[:, cut:]):
         if part.shape[1]:
             outputs = session.run({"audio": part, **state})
-            state = {s.name: outputs[s.next_name] for s in session.spec.state}
+            state = {s.name: outputs[s.next_name] for s in spec.state}
             logits.append(outputs["logits"])
     return outputs | {"logits": np.concatenate(logits, axis=1)}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from cnngru_edge.calibration.audit import Audit, audit, with_scales
 from cnngru_edge.calibration.collect import calibrate
@@ -62,11 +63,16 @@ from cnngru_edge.export.trt_builder import BuildConfig, can_build, target_of
 from cnngru_edge.models.atomic import staged, write_file
 from cnngru_edge.models.checkpoint import load_checkpoint
 from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.errors import AudioError, CorpusError, ExportError
+from cnngru_edge.models.errors import CorpusError, ExportError, InputError
 from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.runtime.audio import Samples, read_audio
+from cnngru_edge.models.whole import WholeModel
+from cnngru_edge.models.whole_spec import Spec, sample_rate_of
 from cnngru_edge.runtime.golden import GOLDEN, write_golden
+from cnngru_edge.runtime.inputs import read_input
+from cnngru_edge.runtime.session import Array
+
+Model: TypeAlias = CnnGru | WholeModel
 
 _PARITY_CLIPS = 8
 _STREAMED_CLIPS = 48
@@ -80,7 +86,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps newly done and the steps in all."""
 
 
-def trace(model: CnnGru, out: Path, clips: Sequence[Samples]) -> list[Parity]:
+def trace(model: Model, out: Path, clips: Sequence[Array]) -> list[Parity]:
     """Write TorchScript and float ONNX of a model, if both equal torch on these clips."""
     folded = model.for_export()
     with staged(out) as stage:
@@ -91,7 +97,7 @@ def trace(model: CnnGru, out: Path, clips: Sequence[Samples]) -> list[Parity]:
 
 
 def export(
-    checkpoint: Path,
+    source: Path | Model,
     corpus: Corpus,
     out: Path,
     config: CalibrateConfig,
@@ -101,14 +107,15 @@ def export(
     min_coverage: float = MIN_COVERAGE,
     chunk_frames: int = 1,
     force: bool = False,
+    name: str = "",
     command: str = "",
     progress: Progress = lambda stage, done, total: None,
 ) -> ExportReport:
     """Trace, calibrate, quantize, build and compare; `out` gets everything once all has passed.
 
     Args:
-        checkpoint: the trained model.
-        corpus: recordings for calibration and evaluation.
+        source: the trained model, or its checkpoint.
+        corpus: recordings, phrases or images for calibration and evaluation.
         out: the folder to write to.
         config: see CalibrateConfig.
         max_drop: percentage points of accuracy that INT8 may cost on the calibration clips; layers
@@ -117,6 +124,7 @@ def export(
         min_coverage: share of the weights that are to be in INT8 which has to compute in it.
         chunk_frames: output frames that the chunk forms take at a time.
         force: go on with recordings that the audit calls unfit.
+        name: of the model, in the report.
         command: that the report says it was made by.
         progress: see Progress.
 
@@ -128,34 +136,39 @@ def export(
         EdgeError: any other stage's own.
     """
     report = ExportReport(out)
-    model = load_checkpoint(checkpoint)
+    model = load_checkpoint(source) if isinstance(source, Path) else source
+    name = name or (source.stem if isinstance(source, Path) else "")
+    spec: Spec = model.spec
+    is_stream = isinstance(spec, ModelSpec)
+    report.forms = {name: form for name, form in INT8_FORMS.items() if is_stream or form[1]}
     calibration, evaluation = calibration_clips(corpus, config.min_clips), corpus.of(EVAL)
     if not evaluation:
         raise CorpusError(f"{corpus.root}: no clips in the set 'eval' to compare on")
     # Before the long part, not after it.
-    truth = truth_of(corpus.clips, model.spec)
+    truth = truth_of(corpus.clips, spec)
     given = replace(Plan.load(plan), log=()) if plan else None  # the log is of another search
     margin = MARGIN if max_drop is None else max_drop
-    rate = model.spec.features.sample_rate
     with staged(out) as stage:
-        with _timed(report, "audit"):
-            report.audit = _audited(corpus, config, rate, force, progress)
+        if rate := sample_rate_of(spec):
+            with _timed(report, "audit"):
+                report.audit = _audited(corpus, config, rate, force, progress)
         with _timed(report, "trace"):
-            report.parity = trace(model, stage, parity_clips(calibration, model.spec))
+            report.parity = trace(model, stage, parity_clips(calibration, spec))
             progress("trace", 1, 1)
         with _timed(report, "calibrate"):
             ranges, errors = calibrate(
                 stage / FLOAT,
-                [clip.path for clip in calibration],
+                [clip.source for clip in calibration],
                 config,
                 lambda n: progress("calibrate", n, len(calibration)),
             )
             ranges.save(stage / RANGES)
-            report.audit = with_scales(report.audit, ranges)
+            if report.audit:
+                report.audit = with_scales(report.audit, ranges)
             report.errors += errors
         with _timed(report, "plan"):
             if given is None and max_drop is not None:
-                searched, samples, _ = load(spread(calibration, _SEARCHED_CLIPS), rate)
+                searched, samples, _ = load(spread(calibration, _SEARCHED_CLIPS), spec)
                 given = search_plan(
                     stage / FLOAT,
                     ranges,
@@ -168,56 +181,66 @@ def export(
             report.plan.check(layers)
             report.plan.save(stage / PLAN)
         with _timed(report, "quantize"):
-            for name, (target, is_clip) in INT8_FORMS.items():
+            for form, (target, is_clip) in report.forms.items():
                 frames = None if is_clip else chunk_frames
                 quantize_onnx(
-                    stage / FLOAT, stage / RANGES, stage / name, target, frames, report.plan
+                    stage / FLOAT, stage / RANGES, stage / form, target, frames, report.plan
                 )
             progress("quantize", 1, 1)
         with _timed(report, "build"):
             planned = report.plan.share_int8(layers)
-            report.coverages = _receipts(stage, min_coverage * planned, report.notes)
+            report.coverages = _receipts(report, stage, min_coverage * planned)
             progress("build", 1, 1)
         with _timed(report, "compare"):
-            _compare(report, stage, corpus, evaluation, margin, config.workers, progress)
-        with _timed(report, "stream"):
-            _stream(report, stage, evaluation, margin, progress)
+            _compare(report, stage, spec, corpus, evaluation, margin, config.workers, progress)
+        if isinstance(spec, ModelSpec):
+            with _timed(report, "stream"):
+                _stream(report, stage, evaluation, margin, progress)
+        else:
+            report.notes.append(f"no stream: {spec.why_whole}")
         with _timed(report, "evidence"):
             report.sensitivity = sensitivity(
                 stage / FLOAT,
                 stage / INT8,
-                load(spread(evaluation, _MEASURED_CLIPS), rate)[1],
+                load(spread(evaluation, _MEASURED_CLIPS), spec)[1],
                 lambda done, total: progress("evidence", done, total),
             )
-            forms = [stage / name for name, (_, is_clip) in INT8_FORMS.items() if is_clip]
+            forms = [stage / form for form in report.clip_forms]
             try:
-                write_golden(stage / GOLDEN, stage / FLOAT, forms, [c.path for c in evaluation])
+                if is_stream:
+                    write_golden(stage / GOLDEN, stage / FLOAT, forms, [c.path for c in evaluation])
             except CorpusError as e:
                 report.notes.append(f"no {GOLDEN}: {e}")
             has_golden = (stage / GOLDEN).exists()
-            streams = {name: streaming_fields(found) for name, found in report.streaming.items()}
-            receipts = {name: found.to_json() for name, found in report.coverages.items()}
+            streams = {form: streaming_fields(found) for form, found in report.streaming.items()}
+            receipts = {form: found.to_json() for form, found in report.coverages.items()}
             comparison = comparison_fields(report.comparisons[INT8])
-            _write_json(stage / STREAMING, streams)
+            if is_stream:
+                _write_json(stage / STREAMING, streams)
             _write_json(stage / COMPARISON, comparison)
             _write_json(stage / COVERAGE, receipts)
             sections = {
                 "comparison": comparison,
-                "streaming": streams,
+                **({"streaming": streams} if is_stream else {}),
                 "coverage": receipts,
                 "sensitivity": report.sensitivity.to_json(),
                 "search": search_fields(report.plan, max_drop),
-                "audit": report.audit.to_json(),
-                "latency": latencies(stage / name for name in (FLOAT, INT8, CHUNK)),
+                **({"audit": report.audit.to_json()} if report.audit else {}),
+                "latency": latencies(
+                    stage / form for form in (FLOAT, INT8, CHUNK) if (stage / form).exists()
+                ),
                 "files": described_files(sorted(stage.iterdir())),
             }
             hear = hear_again(report.comparisons[INT8], corpus.root, Conditions())
-            write_report(stage, evidence(checkpoint.stem, command, sections), hear)
+            write_report(stage, evidence(name, command, sections), hear)
     # What is left of an earlier export was made from other graphs.
-    for name in ENGINES.keys() - report.coverages.keys():
-        remove_engine(out / name)
+    for engine in ENGINES.keys() - report.coverages.keys():
+        remove_engine(out / engine)
     if not has_golden:
         (out / GOLDEN).unlink(missing_ok=True)
+    if not is_stream:
+        for left in (STREAMING, *(INT8_FORMS.keys() - report.forms.keys())):
+            (out / left).unlink(missing_ok=True)
     return report
 
 
@@ -246,6 +269,7 @@ def _audited(
 def _compare(
     report: ExportReport,
     stage: Path,
+    spec: Spec,
     corpus: Corpus,
     clips: Sequence[Clip],
     margin: float,
@@ -253,7 +277,7 @@ def _compare(
     progress: Progress,
 ) -> None:
     """Refuse an INT8 model that is proven to answer worse, and say which layer is to blame."""
-    forms = [name for name, (_, is_clip) in INT8_FORMS.items() if is_clip]
+    forms = report.clip_forms
     total = len(clips) * (1 + len(forms))
     answers, errors = answers_of(
         [stage / name for name in (FLOAT, *forms)],
@@ -268,7 +292,7 @@ def _compare(
         comparison = report.comparisons[name] = compare_results(answers[0], found, margin=margin)
         if comparison.verdict != WORSE:
             continue
-        heard = load(spread(clips, _MEASURED_CLIPS), comparison.sample_rate)[1]
+        heard = load(spread(clips, _MEASURED_CLIPS), spec)[1]
         hurt = sensitivity(stage / FLOAT, stage / name, heard).layers
         blame = f"{hurt[0].layer} hurts most ({hurt[0].summary}); " if hurt else ""
         raise ExportError(
@@ -304,7 +328,7 @@ def _stream(
             )
 
 
-def _receipts(stage: Path, min_coverage: float, notes: list[str]) -> dict[str, Coverage]:
+def _receipts(report: ExportReport, stage: Path, min_coverage: float) -> dict[str, Coverage]:
     """What each INT8 artefact computes in, checked; builds the engines where that is possible.
 
     An engine of TensorRT is for the GPU of this host, which may not be what it is exported for: one
@@ -312,7 +336,7 @@ def _receipts(stage: Path, min_coverage: float, notes: list[str]) -> dict[str, C
     """
     receipts = {}
     for name, library in ENGINES.items():
-        if can_build(library):
+        if CHUNK in report.forms and can_build(library):
             source = f"model.int8.{target_of(library)}.chunk.onnx"
             is_host = library == "tensorrt"
             try:
@@ -325,11 +349,11 @@ def _receipts(stage: Path, min_coverage: float, notes: list[str]) -> dict[str, C
             except ExportError as e:
                 if not is_host:
                     raise
-                notes.append(f"no {name}: {e}")
+                report.notes.append(f"no {name}: {e}")
                 continue
-            notes += more
+            report.notes += more
             receipts[name] = receipts[source] = manifest.coverage
-    for name, (target, _) in INT8_FORMS.items():
+    for name, (target, _) in report.forms.items():
         if name not in receipts and (found := coverage(stage / name, target)):
             receipts[name] = found
     for name, receipt in receipts.items():
@@ -337,16 +361,16 @@ def _receipts(stage: Path, min_coverage: float, notes: list[str]) -> dict[str, C
     return receipts
 
 
-def parity_clips(clips: Iterable[Clip], spec: ModelSpec) -> list[Samples]:
-    """A few recordings that can be read; calibration reports those that cannot."""
-    found: list[Samples] = []
+def parity_clips(clips: Iterable[Clip], spec: Spec) -> list[Array]:
+    """A few inputs that can be read; calibration reports those that cannot."""
+    found: list[Array] = []
     for clip in clips:
-        with suppress(AudioError):
-            found.append(read_audio(clip.path, spec.features.sample_rate).samples)
+        with suppress(InputError):
+            found.append(read_input(spec, clip.source))
         if len(found) == _PARITY_CLIPS:
             break
     if not found:
-        raise CorpusError("no recording for calibration can be read")
+        raise CorpusError("nothing for calibration can be read")
     return found
 
 

@@ -29,6 +29,7 @@ from cnngru_edge.models.atomic import file_sha256
 from cnngru_edge.models.errors import ExportError
 from cnngru_edge.runtime.agreement import sqnr_text
 from cnngru_edge.runtime.audio import Samples
+from cnngru_edge.runtime.ctc import frame_s
 from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY, initial_state, open_session
 from cnngru_edge.runtime.stream import flushed
 
@@ -202,7 +203,7 @@ def sensitivity(
                 key=lambda gate: _rank(gate.sqnr_db),
             )
         ),
-        frame_ms=1000 * exact.spec.chunk_length / exact.spec.features.sample_rate,
+        frame_ms=1000 * frame_s(exact.spec),
         curves=tuple(curves),
         tensors=tensors,
     )

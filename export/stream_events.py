@@ -14,6 +14,7 @@ from cnngru_edge.export.long_streams import (
     stream_logits,
 )
 from cnngru_edge.export.statistics import EQUAL, NOT_ENOUGH, WORSE, Pairs, verdict_of
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.session import Session
 
 
@@ -96,11 +97,12 @@ def event_fields(events: Events) -> dict[str, object]:
 
 
 def _hear(session: Session, streams: Sequence[LongStream]) -> tuple[Score, list[tuple[Word, bool]]]:
+    spec = streamable(session.spec)
     total, words = Score(), []
     for stream, logits in zip(streams, stream_logits(session, streams), strict=True):
-        found = detect(session.spec, logits)
-        total += score(found, stream, session.spec)
-        words += find_words(found, stream, session.spec)
+        found = detect(spec, logits)
+        total += score(found, stream, spec)
+        words += find_words(found, stream, spec)
     return total, words
 
 

@@ -15,8 +15,9 @@ from cnngru_edge.export.hearing import Listener, batches
 from cnngru_edge.export.long_streams import load, word_streams
 from cnngru_edge.export.statistics import drop_verdict
 from cnngru_edge.export.stream_events import Events, event_fields, hear_events
-from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
+from cnngru_edge.models.errors import CorpusError, InputError, SessionError
 from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.session import Array, Session, open_session
 from cnngru_edge.runtime.transcribe import clip_answer
 
@@ -167,7 +168,7 @@ def compare_streaming(
     noises: Sequence[Clip] = (),
     max_drop: float = MARGIN,
     progress: Callable[[int], None] = lambda clips: None,
-) -> tuple[StreamingComparison, list[AudioError]]:
+) -> tuple[StreamingComparison, list[InputError]]:
     """Let both hear every clip in every way; the comparison, and the recordings left out.
 
     A session of one length takes chunks of that length only, into which a stream cuts longer ones.
@@ -179,7 +180,8 @@ def compare_streaming(
     """
     with open_session(reference) as a, open_session(candidate) as b:
         check_labels(reference, candidate, a, b)
-        if (a.spec.features, a.spec.chunk_length) != (b.spec.features, b.spec.chunk_length):
+        first, second = streamable(a.spec), streamable(b.spec)
+        if (first.features, first.chunk_length) != (second.features, second.chunk_length):
             raise SessionError(
                 f"{candidate}: features or the length of a frame are not those of {reference}; "
                 "only forms of one model have the same logits"
@@ -198,13 +200,14 @@ def compare_sessions(
     noises: Sequence[Clip] = (),
     max_drop: float = MARGIN,
     progress: Callable[[int], None] = lambda clips: None,
-) -> tuple[StreamingComparison, list[AudioError]]:
+) -> tuple[StreamingComparison, list[InputError]]:
     """`compare_streaming` of two artefacts that are open."""
     config = config or StreamingConfig()
-    truth = truth_of(clips, reference.spec)
-    with_events = config.events and bool(reference.spec.words)
-    sample_rate = reference.spec.features.sample_rate
-    _, background, errors = load(noises if with_events else (), sample_rate)
+    spec = streamable(reference.spec)
+    truth = truth_of(clips, spec)
+    with_events = config.events and bool(spec.words)
+    sample_rate = spec.features.sample_rate
+    _, background, errors = load(noises if with_events else (), spec)
     rng = np.random.default_rng(_SEED)
     order = rng.permutation(len(clips))
     events = Events()
@@ -221,17 +224,17 @@ def compare_sessions(
             for offset_ms in config.offsets_ms:
                 for state in (FRESH, CARRIED):
                     is_fresh = state == FRESH
-                    audio = [heard.audio(reference.spec, offset_ms, is_fresh) for heard in batch]
+                    audio = [heard.audio(spec, offset_ms, is_fresh) for heard in batch]
                     theirs = worker.submit(a.listen_all, audio, config.chunks_ms)
                     heard_by = {
                         CANDIDATE: b.listen_all(audio, config.chunks_ms),
                         REFERENCE: theirs.result(),
                     }
                     float_clip = heard_by[REFERENCE][None]
-                    expected = _answers(reference.spec, float_clip)
+                    expected = _answers(spec, float_clip)
                     for model, ways in heard_by.items():
                         for chunk_ms, logits in ways.items():
-                            said = _answers(reference.spec, logits)
+                            said = _answers(spec, logits)
                             tally = tallies.setdefault(
                                 (model, chunk_ms, offset_ms, state), _Tally()
                             )

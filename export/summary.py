@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from cnngru_edge.export.artefacts import (
+    CHUNK,
     ENGINES,
     FLOAT,
     INT8,
-    INT8_FORMS,
     REPORT_HTML,
     TORCHSCRIPT,
     ExportReport,
@@ -38,7 +38,7 @@ def print_summary(report: ExportReport, console: Console) -> None:
     parity = {p.path.name: f"{p.max_abs_error:.0e}" for p in report.parity}
     table = Table(Column("file", no_wrap=True), "KB", "in INT8", measure, "from torch")
     built = [name for name in ENGINES if name in report.coverages]
-    for name in (TORCHSCRIPT, FLOAT, *INT8_FORMS, *built):
+    for name in (TORCHSCRIPT, FLOAT, *report.forms, *built):
         path = report.out / name
         receipt = report.coverages.get(name)
         table.add_row(
@@ -56,7 +56,7 @@ def print_summary(report: ExportReport, console: Console) -> None:
         console.print(
             f"{name} as a stream: {_stream_line(streaming)}", highlight=False, soft_wrap=True
         )
-    if not built:
+    if not built and CHUNK in report.forms:
         console.print(
             "no engine, and no proof that the TensorRT graphs are INT8: no builder for them here "
             "(pip install 'cnngru-edge[tensorrt-rtx]' needs no GPU; 'cnngru-edge build' on the "

@@ -2,16 +2,21 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.spec import METADATA_KEY
+from cnngru_edge.models.whole import WholeModel
+from cnngru_edge.runtime.inputs import example_input
 
 
-def export_torchscript(model: CnnGru, path: Path) -> None:
+def export_torchscript(model: CnnGru | WholeModel, path: Path) -> None:
     """Write `model` traced, with the contract `logits, state_next = module(audio, state)`.
+
+    One that takes its input whole has `logits = module(input)`.
 
     Batch and length stay free: nothing in the model depends on them but through tensor operations,
     and the parity gate runs other shapes than the traced ones.
@@ -28,8 +33,10 @@ def export_torchscript(model: CnnGru, path: Path) -> None:
         write_file(path, module.save_to_buffer(_extra_files=metadata))
 
 
-def example_inputs(model: CnnGru) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Half a second of silence for one stream, to trace with."""
+def example_inputs(model: CnnGru | WholeModel) -> tuple[Any, ...]:
+    """Half a second of silence for one stream, or one whole input, to trace with."""
+    if isinstance(model, WholeModel):
+        return (torch.from_numpy(example_input(model.spec)[None]),)
     length = model.spec.chunk_length * max(
         1, model.spec.features.sample_rate // 2 // model.spec.chunk_length
     )

@@ -25,7 +25,7 @@ from cnngru_edge.export.long_streams import (
     stream_logits,
     word_streams,
 )
-from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
+from cnngru_edge.models.errors import CorpusError, InputError, SessionError
 from cnngru_edge.models.spec import SILENCE, DecisionSpec, ModelSpec
 from cnngru_edge.runtime.decode import softmax
 from cnngru_edge.runtime.session import Array, open_session
@@ -101,7 +101,7 @@ def tune(
     background: Sequence[Clip] = (),
     config: TuneConfig | None = None,
     progress: Progress = lambda done, total: None,
-) -> tuple[Tuned, list[AudioError]]:
+) -> tuple[Tuned, list[InputError]]:
     """Choose smoothing, release and a threshold for each word; the same for the same seed.
 
     Args:
@@ -123,10 +123,10 @@ def tune(
     with open_session(engine) as session:
         check_same_model(spec, session.spec, engine)
         truth = _check_words(spec, corpus)
-        clips, samples, errors = load(corpus.of(CALIB), rate)
+        clips, samples, errors = load(corpus.of(CALIB), spec)
         noise_clips = [noise for noise in corpus.noises if noise.set != EVAL]
-        _, noises, noise_errors = load(noise_clips, rate)
-        _, alone, alone_errors = load(background, rate)
+        _, noises, noise_errors = load(noise_clips, spec)
+        _, alone, alone_errors = load(background, spec)
         errors += noise_errors + alone_errors
         if not clips:
             raise CorpusError(f"{corpus.root}: none of the calibration clips can be read")

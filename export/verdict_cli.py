@@ -21,7 +21,7 @@ from cnngru_edge.export.options import (
     workers_option,
 )
 from cnngru_edge.export.statistics import NOT_ENOUGH, WORSE
-from cnngru_edge.models.errors import AudioError, CorpusError
+from cnngru_edge.models.errors import CorpusError, InputError
 from cnngru_edge.runtime.cli import FILE, as_json_option, given, report_skipped
 from cnngru_edge.runtime.progress import advance_of, progress_bars
 
@@ -143,7 +143,7 @@ def _answers(
     clips: Sequence[Clip],
     conditions: Conditions,
     workers: int,
-) -> tuple[list[Results], list[AudioError]]:
+) -> tuple[list[Results], list[InputError]]:
     with progress_bars() as bar:
         advance = advance_of(bar)
         return of_clips.answers_of(
@@ -233,8 +233,8 @@ def sensitivity(
 
     corpus = read_corpus(data or DEMO, task)
     with open_session(reference) as session:
-        rate = session.spec.features.sample_rate
-    _, samples, errors = load(spread(corpus.of(set_name), clips), rate)
+        spec = session.spec
+    _, samples, errors = load(spread(corpus.of(set_name), clips), spec)
     with progress_bars() as bar:
         advance = advance_of(bar)
         found = of_layers.sensitivity(

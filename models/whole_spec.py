@@ -76,6 +76,10 @@ class ImageInput:
 
 
 Input: TypeAlias = AudioInput | TokenInput | ImageInput
+
+LETTERS = {AudioInput.name: "S", TokenInput.name: "L", ImageInput.name: "W"}
+"""Of the dimension of each input that may be free."""
+
 _INPUTS = {kind.name: kind for kind in (AudioInput, TokenInput, ImageInput)}
 
 
@@ -161,6 +165,27 @@ def streamable(spec: Spec) -> ModelSpec:
     if isinstance(spec, WholeSpec):
         raise SpecError(f"this model cannot be a stream: {spec.why_whole}")
     return spec
+
+
+def fixed_length_of(kind: Input) -> int | None:
+    """Samples, tokens or columns of every input; None where it may have any number."""
+    if isinstance(kind, AudioInput):
+        return kind.samples
+    return kind.tokens if isinstance(kind, TokenInput) else kind.width
+
+
+def least_length_of(kind: Input) -> int:
+    """To how many samples, tokens or columns a shorter input is padded."""
+    if isinstance(kind, AudioInput):
+        return kind.least_samples
+    return kind.least_tokens if isinstance(kind, TokenInput) else kind.least_width
+
+
+def sample_rate_of(spec: Spec) -> int | None:
+    """Of the audio that a model takes, in Hz; None for one that takes no audio."""
+    if isinstance(spec, ModelSpec):
+        return spec.features.sample_rate
+    return spec.input.sample_rate if isinstance(spec.input, AudioInput) else None
 
 
 def _input(raw: Mapping[str, Any]) -> Input:

@@ -22,9 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from cnngru_edge.models.errors import EdgeError, SessionError
+from cnngru_edge.models.whole_spec import WholeSpec, sample_rate_of, streamable
 from cnngru_edge.runtime import jetson
 from cnngru_edge.runtime.cuda import Cuda
 from cnngru_edge.runtime.engine_file import ENGINE_SUFFIX
+from cnngru_edge.runtime.inputs import example_input
 from cnngru_edge.runtime.session import Array, Session, open_session
 from cnngru_edge.runtime.stream import Stream, fixed_length
 from cnngru_edge.runtime.trt_session import TrtSession, TrtStreams
@@ -44,11 +46,17 @@ _COLD_START = """
 import sys
 from pathlib import Path
 import numpy as np
+from cnngru_edge.models.whole_spec import WholeSpec
+from cnngru_edge.runtime.inputs import example_input
 from cnngru_edge.runtime.session import open_session
-from cnngru_edge.runtime.stream import Stream, fixed_length
+from cnngru_edge.runtime.stream import Stream, clip_logits, fixed_length
 with open_session(Path(sys.argv[1])) as session:
-    length = fixed_length(session) or session.spec.chunk_length
-    Stream(session).push(np.zeros((1, length), np.float32))
+    spec = session.spec
+    if isinstance(spec, WholeSpec):
+        clip_logits(session, example_input(spec))
+    else:
+        length = fixed_length(session) or spec.chunk_length
+        Stream(session).push(np.zeros((1, length), np.float32))
 """
 
 
@@ -75,13 +83,13 @@ class Times:
 
 @dataclass(frozen=True)
 class Timing:
-    """One kind of step: a chunk of a stream, or a clip."""
+    """One kind of step: a chunk of a stream, or a clip, phrase or image."""
 
     what: str
-    audio_ms: float  # in one row
+    audio_ms: float | None  # in one row
     steps: int
     steps_per_s: float
-    real_time_factor: float  # mean host time to audio time: below 1 is faster than real time
+    real_time_factor: float | None  # mean host time to audio time: below 1 is faster than real time
     cuda_graph: bool
     host_ms: Times
     host_quantiles_ms: tuple[float, ...]  # the 0th to 100th percentile
@@ -133,6 +141,8 @@ def print_bench(found: Bench, console: Console) -> None:
         ("real-time factor", "{0.real_time_factor:.5f}"),
         ("CUDA graph", "{0.cuda_graph}"),
     ):
+        if found.timings[0].audio_ms is None and ("audio" in label or "real-time" in label):
+            continue
         table.add_row(label, *(text.format(t) for t in found.timings))
     console.print(table)
     memory = f"resident {found.resident_mib:.0f} MiB"
@@ -190,15 +200,18 @@ def bench(
     with open_session(path, threads=threads, cuda_graph=cuda_graph) as session:
         opened = time.perf_counter() - start
         spec = session.spec
-        lengths = {"step": fixed_length(session) or spec.chunk_length}
-        if fixed_length(session) is None:
-            chunks = max(round(seconds * spec.features.sample_rate / spec.chunk_length), 1)
-            lengths["clip"] = chunks * spec.chunk_length
         with _watched() as load:
-            timings = [
-                measure_steps(session, what, batch, length, duration_s, warm_up_s)
-                for what, length in lengths.items()
-            ]
+            if isinstance(spec, WholeSpec):
+                timings = [measure_whole(session, batch, seconds, duration_s, warm_up_s)]
+            else:
+                lengths = {"step": fixed_length(session) or spec.chunk_length}
+                if fixed_length(session) is None:
+                    chunks = max(round(seconds * spec.features.sample_rate / spec.chunk_length), 1)
+                    lengths["clip"] = chunks * spec.chunk_length
+                timings = [
+                    measure_steps(session, what, batch, length, duration_s, warm_up_s)
+                    for what, length in lengths.items()
+                ]
         return Bench(
             artefact=str(path),
             backend=session.backend,
@@ -218,11 +231,40 @@ def bench(
         )
 
 
+def measure_whole(
+    session: Session, batch: int, seconds: float, duration_s: float, warm_up_s: float
+) -> Timing:
+    """Give a model that takes its input whole `batch` examples at a time; see `bench`."""
+    spec = session.spec
+    assert isinstance(spec, WholeSpec)
+    given = example_input(spec, seconds)
+    feed = {spec.input.name: np.repeat(given[None], batch, 0)}
+
+    def step() -> None:
+        session.run(feed)
+
+    _repeat(step, warm_up_s)
+    start = time.perf_counter()
+    host = _repeat(step, duration_s)
+    rate = sample_rate_of(spec)
+    audio_ms = 1000 * given.shape[-1] / rate if rate else None
+    return Timing(
+        what="clip" if rate else f"{spec.input.name} of {given.shape[-1]}",
+        audio_ms=audio_ms,
+        steps=len(host),
+        steps_per_s=len(host) / (time.perf_counter() - start),
+        real_time_factor=float(np.mean(host)) / audio_ms if audio_ms else None,
+        cuda_graph=False,
+        host_ms=Times.of(host),
+        host_quantiles_ms=tuple(np.percentile(host, range(101)).tolist()),
+    )
+
+
 def measure_steps(
     session: Session, what: str, batch: int, length: int, duration_s: float, warm_up_s: float
 ) -> Timing:
     """Push so many samples at a time through `batch` streams of a session; see `bench`."""
-    spec = session.spec
+    spec = streamable(session.spec)
     if session.max_samples is not None and length > session.max_samples:
         raise SessionError(
             f"this engine takes {session.max_samples} samples at a time, not {length}: give fewer "

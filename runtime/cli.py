@@ -13,14 +13,15 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from cnngru_edge.models.errors import AudioError, SessionError
-from cnngru_edge.models.spec import CTC, ModelSpec
+from cnngru_edge.models.errors import InputError, SessionError
+from cnngru_edge.models.whole_spec import Spec, streamable
 from cnngru_edge.runtime.golden import GOLDEN
 from cnngru_edge.runtime.monitor import MAX_FLIPS, Shadow, ShadowConfig
 
 if TYPE_CHECKING:
     from cnngru_edge.runtime.audio import Samples
     from cnngru_edge.runtime.ctc import DecodeConfig
+    from cnngru_edge.runtime.inputs import Source, Tokens
     from cnngru_edge.runtime.live import Event, TextEvent
     from cnngru_edge.runtime.microphone import RingBuffer
     from cnngru_edge.runtime.session import Session
@@ -89,7 +90,7 @@ def _list_devices(context: click.Context, option: click.Parameter, is_asked: boo
     "--stream",
     "is_stream",
     is_flag=True,
-    help="Take one AUDIO as a stream, and print each word or text as it is said. AUDIO is a file, "
+    help="Take one FILE as a stream, and print each word or text as it is said. It is audio, "
     "or - for a WAV or raw 16-bit mono samples at the model's rate from standard input, or mic.",
 )
 @click.option("--device", help="With --stream mic: number or part of the name of a microphone.")
@@ -101,8 +102,20 @@ def _list_devices(context: click.Context, option: click.Parameter, is_asked: boo
     callback=_list_devices,
     help="Show the microphones that there are.",
 )
+@click.option(
+    "--text",
+    "phrases",
+    multiple=True,
+    help="A phrase, for a model that reads phrases; may be given several times.",
+)
+@click.option(
+    "--tokens",
+    multiple=True,
+    metavar="IDS",
+    help="The same as token ids with spaces between, for a tokenizer of one's own.",
+)
 @as_json_option
-@click.argument("audio", type=FILE, nargs=-1, required=True)
+@click.argument("files", metavar="[FILE]...", type=FILE, nargs=-1)
 def run(
     engine: Path,
     reference: Path | None,
@@ -115,11 +128,16 @@ def run(
     lm: Path | None,
     is_stream: bool,
     device: str | None,
+    phrases: tuple[str, ...],
+    tokens: tuple[str, ...],
     as_json: bool,
-    audio: tuple[Path, ...],
+    files: tuple[Path, ...],
 ) -> None:
-    """Say what is said in AUDIO files: label or text, score and latency of each."""
-    if device and not (is_stream and str(audio[0]) == "mic"):
+    """Say what a model answers to FILEs, audio or images: label or text, score and latency."""
+    sources: list[Source] = [*files, *phrases, *map(_tokens, tokens)]
+    if not sources:
+        raise click.UsageError("give a FILE, --text or --tokens")
+    if device and not (is_stream and str(sources[0]) == "mic"):
         raise click.UsageError("--device is for --stream mic")
     config = None
     if share is not None:
@@ -130,16 +148,16 @@ def run(
     elif unused := given("min_agreement", "min_sqnr", "save_flips"):
         raise click.UsageError(f"{unused} needs --shadow")
     if is_stream:
-        if len(audio) != 1 or reference:
-            raise click.UsageError("--stream takes one AUDIO, and --reference only with --shadow")
-        _run_stream(engine, str(audio[0]), device, config, (beam, words, lm), as_json)
+        if len(files) != 1 or len(sources) != 1 or reference:
+            raise click.UsageError("--stream takes one FILE, and --reference only with --shadow")
+        _run_stream(engine, str(files[0]), device, config, (beam, words, lm), as_json)
         return
     from cnngru_edge.runtime.recognize import recognize
     from cnngru_edge.runtime.session import open_session
 
-    errors: list[AudioError] = []
+    errors: list[InputError] = []
     notes: dict[str, int] = {}
-    width = max(len(str(path)) for path in audio)
+    width = max(len(str(source)) for source in sources)
     with ExitStack() as stack:
         session = stack.enter_context(open_session(engine))
         shadow = stack.enter_context(_shadow(session, config))
@@ -149,19 +167,28 @@ def run(
             raise SessionError(
                 f"{reference}: of another model than {engine}; give its own float one"
             )
-        for path in audio:
+        for source in sources:
             try:
-                result = recognize(session, path, checked, shadow, decode)
-            except AudioError as e:
+                result = recognize(session, source, checked, shadow, decode)
+            except InputError as e:
                 errors.append(e)
                 continue
             for note in result.notes:
                 notes[note] = notes.get(note, 0) + 1
             click.echo(result.to_json() if as_json else result.to_line(width))
     for note, count in notes.items():
-        click.echo(f"note: {count} of {len(audio)} {note}", err=True)
+        click.echo(f"note: {count} of {len(sources)} {note}", err=True)
     report_skipped(errors)
     _exit_if_failed(shadow)
+
+
+def _tokens(text: str) -> "Tokens":
+    from cnngru_edge.runtime.inputs import Tokens
+
+    try:
+        return Tokens(tuple(int(part) for part in text.replace(",", " ").split()))
+    except ValueError as e:
+        raise click.UsageError(f"--tokens takes whole numbers, got {text!r}") from e
 
 
 def given(*names: str) -> str | None:
@@ -181,7 +208,7 @@ def _shadow(session: "Session", config: ShadowConfig | None) -> Iterator[Shadow 
     def warn(line: str) -> None:
         click.echo(f"warning: {line}", err=True)
 
-    with Shadow(session.spec, config, warn) as shadow:
+    with Shadow(streamable(session.spec), config, warn) as shadow:
         try:
             yield shadow
         finally:
@@ -195,14 +222,16 @@ def _exit_if_failed(shadow: Shadow | None) -> None:
 
 
 def _decode_config(
-    spec: ModelSpec, engine: Path, beam: int | None, words: Path | None, lm: Path | None
+    spec: Spec, engine: Path, beam: int | None, words: Path | None, lm: Path | None
 ) -> "DecodeConfig":
     """How the texts of a ctc model are searched for."""
     from cnngru_edge.runtime.ctc import DecodeConfig
     from cnngru_edge.runtime.ngram import read_arpa, read_words
 
-    if spec.family != CTC and (beam or words or lm):
-        raise click.UsageError(f"--beam, --words and --lm are for ctc models, not for {engine}")
+    if not spec.writes_text and (beam or words or lm):
+        raise click.UsageError(
+            f"--beam, --words and --lm are for models that write text, not for {engine}"
+        )
     return DecodeConfig(
         beam,
         words=read_words(words, spec) if words else None,
@@ -252,7 +281,7 @@ def _run_stream(
             _rewrite("")
             click.echo("stopped", err=True)  # an end like any other of a live stream
         dropped = f", {lost / rate:.1f} s dropped" if lost else ""
-        what = "texts" if session.spec.family == CTC else "words"
+        what = "texts" if session.spec.writes_text else "words"
         click.echo(
             f"{stream.pushed_s:.1f} s of audio{dropped}, {count} {what}, real-time factor "
             f"{stream.factor:.4f}",
@@ -382,8 +411,8 @@ def doctor(as_json: bool) -> None:
         print_diagnosis(diagnosis, Console(markup=False))
 
 
-def report_skipped(errors: Sequence[AudioError]) -> None:
-    """Name the recordings that were left out; having any is a failure, after all else is done."""
+def report_skipped(errors: Sequence[InputError]) -> None:
+    """Name the inputs that were left out; having any is a failure, after all else is done."""
     if len(errors) == 1:
         raise errors[0]
     for error in errors:

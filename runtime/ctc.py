@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import Spec
 from cnngru_edge.runtime.ngram import Ngram, Trie
 from cnngru_edge.runtime.session import Array
 
@@ -84,7 +85,7 @@ class Peak(NamedTuple):
     log_probability: float
 
 
-def decoder_of(spec: ModelSpec, config: DecodeConfig) -> Decoder:
+def decoder_of(spec: Spec, config: DecodeConfig) -> Decoder:
     """The decoder that a configuration asks for."""
     if config.beam is None and config.words is None and config.ngram is None:
         return GreedyDecoder(spec)
@@ -101,7 +102,7 @@ def log_softmax(logits: Array) -> Array:
 class GreedyDecoder:
     """The most probable label of each frame, repetitions and blanks left out."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: Spec) -> None:
         self._labels, self._frame_s = spec.labels, frame_s(spec)
         self.reset()
 
@@ -173,7 +174,7 @@ class BeamDecoder:
     `beta`.
     """
 
-    def __init__(self, spec: ModelSpec, config: DecodeConfig) -> None:
+    def __init__(self, spec: Spec, config: DecodeConfig) -> None:
         self._labels, self._frame_s, self._config = spec.labels, frame_s(spec), config
         self._space = spec.labels.index(" ") if " " in spec.labels else -1
         self._width = config.beam or BEAM
@@ -306,8 +307,10 @@ class BeamDecoder:
         return bonus + self._config.alpha * self._config.ngram.end(context)
 
 
-def frame_s(spec: ModelSpec) -> float:
-    """Seconds of audio in one output frame."""
+def frame_s(spec: Spec) -> float:
+    """Seconds of audio in one output frame; of what takes no time, 1."""
+    if not isinstance(spec, ModelSpec):
+        return 1.0
     return spec.chunk_length / spec.features.sample_rate
 
 

@@ -4,19 +4,22 @@ import numpy as np
 import numpy.typing as npt
 
 from cnngru_edge.models.spec import SILENCE, ModelSpec
+from cnngru_edge.models.whole_spec import Spec
 from cnngru_edge.runtime.session import Array
 
 READING_INTERVAL_S = 0.5
 """Time between two readings of a long clip: a word is held for about a second after its end."""
 
 
-def clip_scores(spec: ModelSpec, logits: Array) -> npt.NDArray[np.float64]:
+def clip_scores(spec: Spec, logits: Array) -> npt.NDArray[np.float64]:
     """Probability of each label for a clip, (T, C) logits to (C,).
 
-    The model answers when a word is over, so a clip is read at its end. A longer clip, with the
-    word anywhere in it, is also read every half second before that, no earlier than one second from
-    its start; the reading counts that is least like silence.
+    A model that can stream answers when a word is over, so a clip is read at its end. A longer
+    clip, with the word anywhere in it, is also read every half second before that, no earlier than
+    one second from its start; the reading counts that is least like silence.
     """
+    if not isinstance(spec, ModelSpec):
+        return softmax(logits[-1].astype(np.float64))
     frames_per_second = spec.features.sample_rate / spec.chunk_length
     step = round(READING_INTERVAL_S * frames_per_second)
     readings = logits[::-1][::step]  # the last frame first

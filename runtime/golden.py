@@ -24,6 +24,7 @@ import numpy.typing as npt
 from cnngru_edge.models.atomic import file_sha256, write_file
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
 from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import Spec, streamable
 from cnngru_edge.runtime.agreement import power, sqnr_db
 from cnngru_edge.runtime.audio import Samples, read_audio
 from cnngru_edge.runtime.decode import clip_scores
@@ -214,7 +215,7 @@ def read_golden(path: Path) -> Golden:
         ) from e
 
 
-def _answer(spec: ModelSpec, logits: Array) -> tuple[str, float]:
+def _answer(spec: Spec, logits: Array) -> tuple[str, float]:
     """The label of a clip, and by how much its probability leads."""
     scores = clip_scores(spec, logits)
     second, best = np.sort(scores)[-2:]
@@ -227,7 +228,7 @@ def _samples(audio: npt.NDArray[np.int16]) -> Samples:
 
 def _in_turn(session: Session, paths: Sequence[Path]) -> Iterator[tuple[float, GoldenClip]]:
     """Clips that can be read and by how much they lead, label after label, the sure ones first."""
-    rate = session.spec.features.sample_rate
+    rate = streamable(session.spec).features.sample_rate
     by_label: dict[str, list[tuple[float, GoldenClip]]] = defaultdict(list)
     for path in paths[:: -(-len(paths) // _CANDIDATES) or 1]:
         try:

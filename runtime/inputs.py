@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,13 +17,29 @@ from cnngru_edge.models.whole_spec import (
     Spec,
     TokenInput,
     WholeSpec,
+    fixed_length_of,
+    least_length_of,
 )
 from cnngru_edge.runtime.audio import read_audio
 from cnngru_edge.runtime.session import Array
 
-Source: TypeAlias = Path | str
-"""A file, or a phrase itself."""
 
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids as another program found them."""
+
+    ids: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """As they were given."""
+        return " ".join(map(str, self.ids))
+
+
+Source: TypeAlias = Path | str | Tokens
+"""A file, a phrase itself, or its token ids."""
+
+_USUAL_TOKENS = 8
+_USUAL_ASPECT = 4  # width of a line to its height
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
@@ -40,14 +57,29 @@ def read_input(spec: Spec, source: Source) -> Array:
         return read_image(_file(source, "an image"), spec.input)
     if isinstance(source, Path):
         raise InputError(f"{source}: this model reads phrases, not files; give --text")
+    if isinstance(source, Tokens):
+        return check_tokens(source.ids, spec.input)
     return tokens_of(source, spec.input)
+
+
+def example_input(spec: WholeSpec, seconds: float = 1.0) -> Array:
+    """Something of a usual length, to trace and to measure with; noise, and no padding."""
+    kind, rng = spec.input, np.random.default_rng(0)
+    if isinstance(kind, AudioInput):
+        length = kind.samples or max(kind.least_samples, round(seconds * kind.sample_rate))
+        return 0.1 * rng.standard_normal(length, np.float32)
+    if isinstance(kind, TokenInput):
+        length = kind.tokens or max(kind.least_tokens, _USUAL_TOKENS)
+        return rng.integers(1, len(kind.vocabulary), length, np.int64)
+    width = kind.width or max(kind.least_width, _USUAL_ASPECT * kind.height)
+    return rng.random((1, kind.height, width), np.float32)
 
 
 def source_sha256(source: Source) -> str:
     """Of a file's bytes, or of a phrase."""
     if isinstance(source, Path):
         return file_sha256(source)
-    return hashlib.sha256(source.encode()).hexdigest()
+    return hashlib.sha256(str(source).encode()).hexdigest()
 
 
 def words_of(phrase: str) -> list[str]:
@@ -115,23 +147,16 @@ def read_image(path: Path, spec: ImageInput) -> Array:
 
 def fitted(spec: WholeSpec, given: Array) -> Array:
     """An input of the length that the model takes: cut, or padded at its end."""
-    kind = spec.input
-    if isinstance(kind, AudioInput):
-        fixed, least = kind.samples, kind.least_samples
-    elif isinstance(kind, TokenInput):
-        fixed, least = kind.tokens, kind.least_tokens
-    else:
-        fixed, least = kind.width, kind.least_width
-    length = given.shape[-1]
+    fixed, length = fixed_length_of(spec.input), given.shape[-1]
     given = given[..., : fixed or length]
-    missing = max(0, (fixed or least) - length)
+    missing = max(0, (fixed or least_length_of(spec.input)) - length)
     if not missing:
         return given
     pads = [(0, 0)] * (given.ndim - 1) + [(0, missing)]
-    return np.pad(given, pads, mode="edge" if isinstance(kind, ImageInput) else "constant")
+    return np.pad(given, pads, mode="edge" if isinstance(spec.input, ImageInput) else "constant")
 
 
 def _file(source: Source, what: str) -> Path:
-    if isinstance(source, str):
-        raise InputError(f"{source!r}: this model reads {what}, not a phrase")
+    if not isinstance(source, Path):
+        raise InputError(f"{str(source)!r}: this model reads {what}, not a phrase")
     return source

@@ -10,7 +10,7 @@ import numpy as np
 import soxr
 
 from cnngru_edge.models.errors import AudioError
-from cnngru_edge.models.spec import CTC
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple
 from cnngru_edge.runtime.ctc import DecodeConfig
 from cnngru_edge.runtime.detect import Detection, Detector
@@ -78,9 +78,9 @@ class StreamSession:
                 self._checked = shadow.stream(session)
             self._stream = held.enter_context(self._checked or Stream(session))
             self._held = held.pop_all()
-        spec = session.spec
+        spec = streamable(session.spec)
         rate = spec.features.sample_rate
-        self._hearer = Transcriber(spec, decode) if spec.family == CTC else Detector(spec)
+        self._hearer = Transcriber(spec, decode) if spec.writes_text else Detector(spec)
         self._length = fixed_length(session) or spec.chunk_length
         self._rates = (sample_rate or rate, rate)
         self._flush = np.zeros(round(FLUSH_S * rate), np.float32)

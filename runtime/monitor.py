@@ -293,7 +293,7 @@ class CheckedStream(Stream):
     def __init__(self, shadow: Shadow, session: Session, batch: int = 1) -> None:
         super().__init__(session, batch)
         self._shadow = shadow
-        self._frame_s = session.spec.chunk_length / session.spec.features.sample_rate
+        self._frame_s = self.spec.chunk_length / self.spec.features.sample_rate
         self.lost_s = 0.0  # of audio that is missing in the stream: for the times that are told
         self._frames = self._first = 0
         self._next_frame = 0.0  # a segment begins with the first push from there on

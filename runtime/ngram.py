@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnngru_edge.models.errors import SessionError
-from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import Spec
 
 Trie = dict[str, "Trie"]
 """The words that begin alike, by their next character; one that ends here has the key ''."""
@@ -51,7 +51,7 @@ class Ngram:
         return backed_off + _RARE
 
 
-def read_words(path: Path, spec: ModelSpec) -> Trie:
+def read_words(path: Path, spec: Spec) -> Trie:
     """The words of a file, one on each line.
 
     Raises:
@@ -76,7 +76,7 @@ def read_words(path: Path, spec: ModelSpec) -> Trie:
     return root
 
 
-def read_arpa(path: Path, spec: ModelSpec) -> Ngram:
+def read_arpa(path: Path, spec: Spec) -> Ngram:
     """An n-gram model in the ARPA format.
 
     Raises:
@@ -111,7 +111,7 @@ def read_arpa(path: Path, spec: ModelSpec) -> Ngram:
     return Ngram(max(map(len, grams)), grams)
 
 
-def _check_characters(path: Path, words: Iterable[str], spec: ModelSpec) -> None:
+def _check_characters(path: Path, words: Iterable[str], spec: Spec) -> None:
     characters = set(spec.labels[1:])
     if not any(set(word) <= characters for word in words):
         raise SessionError(

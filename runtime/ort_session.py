@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 
 from cnngru_edge.models.errors import SessionError
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.session import (
     PRECISION_KEY,
     TARGET_KEY,
@@ -15,6 +16,7 @@ from cnngru_edge.runtime.session import (
     Feed,
     TensorInfo,
     initial_state,
+    input_names,
     spec_of,
 )
 
@@ -43,14 +45,14 @@ class OrtSession:
         self.spec = spec_of(path, self.metadata)
         self.inputs = _infos(self._session.get_inputs())
         self.outputs = _infos(self._session.get_outputs())
-        expected = ["audio", *(state.name for state in self.spec.state)]
+        expected = input_names(self.spec)
         if [i.name for i in self.inputs] != expected:
             raise SessionError(
                 f"{path}: inputs are {[i.name for i in self.inputs]}, its spec asks for {expected}"
             )
-        rows, samples = self.inputs[0].shape
+        rows, *_, length = self.inputs[0].shape
         self.max_batch = rows if isinstance(rows, int) else None
-        self.max_samples = samples if isinstance(samples, int) else None
+        self.max_samples = length if isinstance(length, int) else None
         self.backend = f"onnxruntime {onnxruntime.__version__}"
         self.device = f"cpu ({', '.join(self._session.get_providers())})"
         self.precision = self.metadata.get(PRECISION_KEY, "fp32")
@@ -83,8 +85,8 @@ class OrtStreams:
     def __init__(
         self, session: OrtSession, runtime: onnxruntime.InferenceSession, batch: int
     ) -> None:
-        self._runtime, self._spec, self._batch = runtime, session.spec, batch
-        first, second = initial_state(session.spec, batch), initial_state(session.spec, batch)
+        self._runtime, self._spec, self._batch = runtime, streamable(session.spec), batch
+        first, second = initial_state(self._spec, batch), initial_state(self._spec, batch)
         self._states = (first, second)
         self._side = 0  # of the states that the next step starts from
         self._audio = np.zeros((batch, 0), np.float32)

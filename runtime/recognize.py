@@ -1,4 +1,4 @@
-"""What is said in a recording, how sure, how fast, and whether the float model agrees."""
+"""What a model answers, how sure, how fast, and whether the float model agrees."""
 
 import json
 import time
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnngru_edge.models.errors import SessionError
-from cnngru_edge.models.spec import CTC
-from cnngru_edge.runtime.audio import Recording, read_audio
+from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import Spec, sample_rate_of
+from cnngru_edge.runtime.audio import read_audio
 from cnngru_edge.runtime.ctc import DecodeConfig, Word
 from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.inputs import Source, fitted, read_input
 from cnngru_edge.runtime.session import Array, Session
 from cnngru_edge.runtime.stream import clip_logits
 from cnngru_edge.runtime.transcribe import clip_transcript
@@ -32,14 +34,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Recognition:
-    """The answer for one recording."""
+    """The answer for one recording or phrase."""
 
     path: str
     label: str
     score: float
     scores: dict[str, float]
-    duration_s: float
-    latency_ms: float  # of the model, for the whole recording; reading the file not included
+    duration_s: float | None  # of a recording
+    latency_ms: float  # of the model, for the whole input; reading the file not included
     backend: str
     device: str
     precision: str
@@ -73,13 +75,13 @@ class TextCheck:
 
 @dataclass(frozen=True)
 class Transcription:
-    """What a CTC model writes of one recording."""
+    """What a CTC model writes of one recording or image."""
 
     path: str
     text: str
     score: float
     words: tuple[Word, ...]
-    duration_s: float
+    duration_s: float | None  # of a recording
     latency_ms: float  # of the model and the search for the text
     backend: str
     device: str
@@ -106,91 +108,89 @@ class Transcription:
 
 def recognize(
     session: Session,
-    path: Path,
+    source: Source,
     reference: Session | None = None,
     shadow: "Shadow | None" = None,
     decode: DecodeConfig | None = None,
 ) -> Recognition | Transcription:
-    """Run one recording through a session, and through a reference to check it.
+    """Run a recording, phrase or image through a session, and through a reference to check it.
 
     A shadow checks it in the background, if it is its turn. Of a CTC model, the text; `decode` is
     how it is searched for.
 
     Raises:
-        AudioError: the recording cannot be used.
+        InputError: the input cannot be used.
         SessionError: the model answers NaN.
     """
     spec = session.spec
-    recording = read_audio(path, spec.features.sample_rate)
+    given, duration_s, notes = _read(spec, source)
     start = time.perf_counter()
-    logits = clip_logits(session, recording.samples)
+    logits = clip_logits(session, given)
     latency_ms = 1000 * (time.perf_counter() - start)
     if not np.isfinite(logits).all():
-        raise SessionError(f"{path}: the model answers NaN; its file is damaged, export it again")
+        raise SessionError(f"{source}: the model answers NaN; its file is damaged, export it again")
     if shadow is not None:
-        shadow.check_clip(str(path), recording.samples, logits)
-    if spec.family == CTC:
-        return _transcription(session, path, recording, logits, latency_ms, reference, decode)
+        shadow.check_clip(str(source), given, logits)
+    expected = clip_logits(reference, given) if reference is not None else None
+    error = float(np.abs(logits - expected).max()) if expected is not None else 0.0
+    if spec.writes_text:
+        start = time.perf_counter()
+        found = clip_transcript(spec, logits, decode)
+        latency_ms += 1000 * (time.perf_counter() - start)
+        text_check = None
+        if expected is not None:
+            text = clip_transcript(spec, expected, decode).text
+            text_check = TextCheck(text, text == found.text, error)
+        return Transcription(
+            path=str(source),
+            text=found.text,
+            score=found.score,
+            words=found.words if duration_s is not None else (),
+            duration_s=duration_s,
+            latency_ms=latency_ms,
+            backend=session.backend,
+            device=session.device,
+            precision=session.precision,
+            check=text_check,
+            notes=notes,
+        )
     scores = clip_scores(spec, logits)
     label = spec.labels[int(scores.argmax())]
     check = None
-    if reference is not None:
-        expected = clip_logits(reference, recording.samples)
-        other = reference.spec.labels[int(clip_scores(reference.spec, expected).argmax())]
-        check = Check(other, other == label, float(np.abs(logits - expected).max()))
+    if expected is not None:
+        other = spec.labels[int(clip_scores(spec, expected).argmax())]
+        check = Check(other, other == label, error)
     return Recognition(
-        path=str(path),
+        path=str(source),
         label=label,
         score=float(scores.max()),
         scores={name: float(score) for name, score in zip(spec.labels, scores, strict=True)},
-        duration_s=recording.duration_s,
+        duration_s=duration_s,
         latency_ms=latency_ms,
         backend=session.backend,
         device=session.device,
         precision=session.precision,
         check=check,
-        notes=_notes(recording, spec.chunk_length),
+        notes=notes,
     )
 
 
-def _transcription(
-    session: Session,
-    path: Path,
-    recording: Recording,
-    logits: Array,
-    model_ms: float,
-    reference: Session | None,
-    decode: DecodeConfig | None,
-) -> Transcription:
-    start = time.perf_counter()
-    found = clip_transcript(session.spec, logits, decode)
-    latency_ms = model_ms + 1000 * (time.perf_counter() - start)
-    check = None
-    if reference is not None:
-        expected = clip_logits(reference, recording.samples)
-        text = clip_transcript(reference.spec, expected, decode).text
-        check = TextCheck(text, text == found.text, float(np.abs(logits - expected).max()))
-    return Transcription(
-        path=str(path),
-        text=found.text,
-        score=found.score,
-        words=found.words,
-        duration_s=recording.duration_s,
-        latency_ms=latency_ms,
-        backend=session.backend,
-        device=session.device,
-        precision=session.precision,
-        check=check,
-        notes=_notes(recording, session.spec.chunk_length),
-    )
-
-
-def _notes(recording: Recording, chunk_length: int) -> tuple[str, ...]:
-    rate, notes = recording.sample_rate, []
+def _read(spec: Spec, source: Source) -> tuple[Array, float | None, tuple[str, ...]]:
+    """What a model is given, how long it is if it is a recording, and what was done to it."""
+    rate = sample_rate_of(spec)
+    if rate is None or not isinstance(source, Path):
+        return read_input(spec, source), None, ()
+    recording, notes = read_audio(source, rate), []
     if recording.source_rate != rate:
         notes.append(f"resampled from {recording.source_rate} to {rate} Hz")
     if recording.source_channels > 1:
         notes.append(f"have {recording.source_channels} channels, of which the first is used")
-    if len(recording.samples) < chunk_length:
-        notes.append(f"shorter than one chunk of {chunk_length} samples, padded with zeros")
-    return tuple(notes)
+    samples = recording.samples
+    if isinstance(spec, ModelSpec):
+        if len(samples) < spec.chunk_length:
+            chunk = f"one chunk of {spec.chunk_length} samples"
+            notes.append(f"shorter than {chunk}, padded with zeros")
+    elif (taken := fitted(spec, samples).shape[-1]) != len(samples):
+        done = "cut" if taken < len(samples) else "padded with zeros"
+        notes.append(f"{done} to the {taken} samples that the model takes")
+    return samples, recording.duration_s, tuple(notes)

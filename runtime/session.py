@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cnngru_edge.models.errors import SessionError, SpecError
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
+from cnngru_edge.models.whole_spec import Spec, read_spec, streamable
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -58,7 +59,6 @@ class Streams(Protocol):
 class Session(Protocol):
     """An artefact, opened. Not thread-safe; keep one for each thread."""
 
-    spec: ModelSpec
     metadata: dict[str, str]
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -66,7 +66,12 @@ class Session(Protocol):
     device: str  # where it really runs
     precision: str  # what its weights really are
     max_batch: int | None  # rows at a time; None for any number
-    max_samples: int | None  # of a row at a time
+    max_samples: int | None  # of a row at a time; of a phrase tokens, of an image columns
+
+    @property
+    def spec(self) -> Spec:
+        """What the model is."""
+        ...
 
     def streams(self, batch: int) -> Streams:
         """`batch` new streams, which begin with the initial state."""
@@ -85,13 +90,13 @@ class HostStreams:
     """Streams whose states are kept on the host, between runs of a session."""
 
     def __init__(self, session: Session, batch: int) -> None:
-        self._session = session
-        self.state = initial_state(session.spec, batch)
+        self._session, self._spec = session, streamable(session.spec)
+        self.state = initial_state(self._spec, batch)
 
     def advance(self, audio: Array) -> Array:
         """Logits (N, T, C) of the next (N, S) samples of all of them."""
         outputs = self._session.run({"audio": audio, **self.state})
-        self.state = {s.name: outputs[s.next_name] for s in self._session.spec.state}
+        self.state = {s.name: outputs[s.next_name] for s in self._spec.state}
         return outputs["logits"]
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
@@ -135,7 +140,7 @@ def open_session(path: Path, *, threads: int = 1, cuda_graph: bool = True) -> Se
     )
 
 
-def spec_of(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
+def spec_of(path: Path, metadata: Mapping[str, str]) -> Spec:
     """The spec in an artefact's metadata, or the reason why it is not one of ours."""
     if METADATA_KEY not in metadata:
         raise SessionError(
@@ -143,9 +148,16 @@ def spec_of(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
             "cnngru-edge; make one with 'cnngru-edge export'"
         )
     try:
-        return ModelSpec.from_json(metadata[METADATA_KEY])
+        return read_spec(metadata[METADATA_KEY])
     except SpecError as e:
         raise SessionError(f"{path}: {e}") from e
+
+
+def input_names(spec: Spec) -> list[str]:
+    """What a model's graph is given: its input and, of one that can stream, its state."""
+    if isinstance(spec, ModelSpec):
+        return ["audio", *(state.name for state in spec.state)]
+    return [spec.input.name]
 
 
 def initial_state(spec: ModelSpec, batch: int) -> dict[str, Array]:

@@ -6,7 +6,9 @@ import numpy as np
 
 from cnngru_edge.models.errors import SessionError
 from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import WholeSpec, streamable
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple
+from cnngru_edge.runtime.inputs import fitted
 from cnngru_edge.runtime.session import Array, Session
 
 FLUSH_S = 0.06
@@ -17,6 +19,7 @@ class Stream:
     """`batch` streams side by side through one session, each row with its own state."""
 
     def __init__(self, session: Session, batch: int = 1) -> None:
+        self.session, self.spec = session, streamable(session.spec)
         rows = session.inputs[0].shape[0]
         if isinstance(rows, int) and rows != batch:
             raise SessionError(f"this session is for {rows} at a time, not for {batch} streams")
@@ -24,7 +27,6 @@ class Stream:
             raise SessionError(
                 f"this session is for at most {session.max_batch} streams, not for {batch}"
             )
-        self.session = session
         self._streams = session.streams(batch)
         self._is_closed = False
 
@@ -39,7 +41,7 @@ class Stream:
         S is a multiple of `spec.chunk_length`, and of the session's own length if it takes audio of
         one length only. However the audio is cut, the logits are the same.
         """
-        length = fixed_length(self.session) or self.session.spec.chunk_length
+        length = fixed_length(self.session) or self.spec.chunk_length
         if audio.shape[1] % length or not audio.size:
             raise SessionError(
                 f"this session takes {length} samples at a time, and {audio.shape[1]} are no "
@@ -81,11 +83,18 @@ def flushed(spec: ModelSpec, samples: Samples) -> Samples:
     return pad_to_multiple(np.concatenate([samples, silence]), spec.chunk_length)
 
 
-def clip_logits(session: Session, samples: Samples) -> Array:
-    """Logits (T, C) of one clip (S,): a stream of its own, flushed."""
-    audio = flushed(session.spec, samples)
-    frames = len(audio) // session.spec.chunk_length
-    audio = pad_to_multiple(audio, fixed_length(session) or session.spec.chunk_length)
+def clip_logits(session: Session, given: Array) -> Array:
+    """Logits (T, C) of one clip, phrase or image, as `read_input` gives it.
+
+    Of a model that can stream, those of a stream of its own, flushed.
+    """
+    spec = session.spec
+    if isinstance(spec, WholeSpec):
+        whole: Array = session.run({spec.input.name: fitted(spec, given)[None]})["logits"][0]
+        return whole
+    audio = flushed(spec, given)
+    frames = len(audio) // spec.chunk_length
+    audio = pad_to_multiple(audio, fixed_length(session) or spec.chunk_length)
     with Stream(session) as stream:
         logits: Array = stream.push(audio[None])[0, :frames]
     return logits

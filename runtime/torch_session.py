@@ -4,7 +4,8 @@ import warnings
 from pathlib import Path
 
 from cnngru_edge.models.errors import BackendMissing, SessionError
-from cnngru_edge.models.spec import METADATA_KEY, StateSpec
+from cnngru_edge.models.spec import METADATA_KEY, ModelSpec, StateSpec
+from cnngru_edge.models.whole_spec import AudioInput, ImageInput, Spec
 from cnngru_edge.runtime.session import Array, Feed, HostStreams, TensorInfo, spec_of
 
 try:
@@ -37,17 +38,7 @@ class TorchSession:
         text = text.decode() if isinstance(text, bytes) else text
         self.metadata = {METADATA_KEY: text} if text else {}
         self.spec = spec_of(path, self.metadata)
-        states: list[tuple[StateSpec, tuple[int | str, ...]]] = [
-            (state, ("N", *state.shape)) for state in self.spec.state
-        ]
-        self.inputs = (
-            TensorInfo("audio", "float", ("N", "S")),
-            *(TensorInfo(state.name, "float", shape) for state, shape in states),
-        )
-        self.outputs = (
-            TensorInfo("logits", "float", ("N", "T", len(self.spec.labels))),
-            *(TensorInfo(state.next_name, "float", shape) for state, shape in states),
-        )
+        self.inputs, self.outputs = _infos(self.spec)
         self.max_batch: int | None = None
         self.max_samples: int | None = None
         self.backend = f"torch {torch.__version__}"
@@ -60,10 +51,13 @@ class TorchSession:
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """All outputs for a feed of all inputs, both by name."""
-        audio, *state = (torch.from_numpy(feed[i.name]) for i in self.inputs)
+        first, *state = (torch.from_numpy(feed[i.name]) for i in self.inputs)
         with torch.inference_mode():
-            logits, state_next = self._module(audio, tuple(state))
-        values = (logits, *state_next)
+            if isinstance(self.spec, ModelSpec):
+                logits, state_next = self._module(first, tuple(state))
+                values = (logits, *state_next)
+            else:
+                values = (self._module(first),)
         return {o.name: v.numpy() for o, v in zip(self.outputs, values, strict=True)}
 
     def __enter__(self) -> "TorchSession":
@@ -71,3 +65,22 @@ class TorchSession:
 
     def __exit__(self, *error: object) -> None:
         del self._module
+
+
+def _infos(spec: Spec) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    logits = TensorInfo("logits", "float", ("N", "T", len(spec.labels)))
+    if not isinstance(spec, ModelSpec):
+        kind = spec.input
+        if isinstance(kind, AudioInput):
+            return (TensorInfo(kind.name, "float", ("N", kind.samples or "S")),), (logits,)
+        if isinstance(kind, ImageInput):
+            shape = ("N", 1, kind.height, kind.width or "W")
+            return (TensorInfo(kind.name, "float", shape),), (logits,)
+        return (TensorInfo(kind.name, "int64", ("N", kind.tokens or "L")),), (logits,)
+    states: list[tuple[StateSpec, tuple[int | str, ...]]] = [
+        (state, ("N", *state.shape)) for state in spec.state
+    ]
+    return (
+        TensorInfo("audio", "float", ("N", "S")),
+        *(TensorInfo(state.name, "float", shape) for state, shape in states),
+    ), (logits, *(TensorInfo(state.next_name, "float", shape) for state, shape in states))

@@ -1,23 +1,22 @@
-"""What a model says to a clip, in either family; and the texts of a stream, partial and final."""
+"""What a model says to a clip, of any family; and the texts of a stream, partial and final."""
 
 from dataclasses import dataclass
 
-from cnngru_edge.models.spec import CTC, ModelSpec
+from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import Spec
 from cnngru_edge.runtime.ctc import DecodeConfig, Transcript, decoder_of, frame_s
 from cnngru_edge.runtime.decode import clip_scores
 from cnngru_edge.runtime.session import Array
 
 
-def clip_answer(spec: ModelSpec, logits: Array) -> str:
+def clip_answer(spec: Spec, logits: Array) -> str:
     """What a model answers to a clip, logits (T, C): a label, or the text of the best path."""
-    if spec.family == CTC:
+    if spec.writes_text:
         return clip_transcript(spec, logits).text
     return spec.labels[int(clip_scores(spec, logits).argmax())]
 
 
-def clip_transcript(
-    spec: ModelSpec, logits: Array, config: DecodeConfig | None = None
-) -> Transcript:
+def clip_transcript(spec: Spec, logits: Array, config: DecodeConfig | None = None) -> Transcript:
     """The text of a clip, logits (T, C)."""
     decoder = decoder_of(spec, config or DecodeConfig())
     decoder.push(logits)

@@ -5,7 +5,7 @@ import pytest
 from cnngru_edge.calibration.corpus import (
     Clip,
     calibration_clips,
-    calibration_paths,
+    calibration_sources,
     match_labels,
     match_texts,
     read_corpus,
@@ -129,11 +129,11 @@ def test_training_clips_help_out_where_few_are_for_calibration(demo):
 
 def test_recordings_without_labels_can_calibrate(touch):
     root = touch("a.wav", "more/b.flac")
-    assert calibration_paths(root, None, 1) == [root / "a.wav", root / "more/b.flac"]
+    assert calibration_sources(root, None, 1) == [root / "a.wav", root / "more/b.flac"]
 
 
 def test_evaluation_clips_do_not_calibrate(demo):
-    paths = calibration_paths(demo.root, None, 100)
+    paths = calibration_sources(demo.root, None, 100)
     assert not set(paths) & {clip.path for clip in demo.of("eval")}
     assert len(paths) == len(demo.of("calib"))
 

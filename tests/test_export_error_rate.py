@@ -217,7 +217,6 @@ def test_json_and_table_and_report_have_the_rates(tmp_path):
     candidate = results(("go left", "go"), ("stop", "stop"), name="b.onnx")
     found = compare_results(reference, candidate, margin=0.5)
     fields = json.loads(json.dumps(comparison_fields(found)))
-    assert fields["family"] == "ctc"
     clean = fields["error_rates"]["conditions"][0]
     assert clean["rates"]["candidate_wer"] == pytest.approx(1 / 3)
     assert clean["rates"]["candidate_words"] == {
@@ -278,7 +277,7 @@ def test_results_carry_texts(tiny_ctc_onnx, spoken, tmp_path):
         truth = truth_of(corpus.clips, session.spec)
         said = [recognize(session, clip.path) for clip in corpus.clips]
     found, errors = answer_clips(tiny_ctc_onnx, corpus.root, corpus.clips, Conditions())
-    assert (found.family, errors) == (CTC, [])
+    assert (found.writes_text, errors) == (True, [])
     assert [clip.true for clip in found.clips] == list(truth.values())
     assert [clip.answers[0].label for clip in found.clips] == [one.text for one in said]
     assert [clip.answers[0].margin for clip in found.clips] == [

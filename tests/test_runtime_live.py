@@ -259,7 +259,7 @@ def test_an_empty_pipe_has_no_words(exported):
     ("arguments", "code", "message"),
     [
         (["none.wav"], 1, "none.wav: no such file"),
-        (["a.wav", "b.wav"], 2, "--stream takes one AUDIO, and --reference only with --shadow"),
+        (["a.wav", "b.wav"], 2, "--stream takes one FILE, and --reference only with --shadow"),
         ([os.devnull], 1, "no such file"),
         (["a.wav", "--device", "1"], 2, "--device is for --stream mic"),
     ],
