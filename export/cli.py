@@ -363,9 +363,9 @@ def tune(
     from cnngru_edge.calibration.corpus import read_corpus
     from cnngru_edge.export.tune import TuneConfig, background_clips
     from cnngru_edge.export.tune import tune as run_tuning
-    from cnngru_edge.models.checkpoint import load_checkpoint, save_checkpoint
+    from cnngru_edge.models.checkpoint import load_stream_checkpoint, save_checkpoint
 
-    model = load_checkpoint(checkpoint)
+    model = load_stream_checkpoint(checkpoint)
     corpus = read_corpus(data, task)
     clips = [clip for folder in background for clip in background_clips(folder)]
     with progress_bars() as bar:

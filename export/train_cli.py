@@ -105,7 +105,7 @@ def _train_kws(
 ) -> "Training":
     import torch
 
-    from cnngru_edge.models.checkpoint import load_checkpoint
+    from cnngru_edge.models.checkpoint import load_stream_checkpoint
     from cnngru_edge.models.cnn_gru import CnnGru
     from cnngru_edge.models.spec import ModelSpec
     from cnngru_edge.models.train import LIGHT, choose_labels
@@ -116,7 +116,7 @@ def _train_kws(
         raise click.UsageError("--init settles labels and layers; leave those options out")
     torch.manual_seed(seed)
     if init:
-        model = load_checkpoint(init)
+        model = load_stream_checkpoint(init)
         if model.spec.family == CTC:
             raise click.UsageError("--init is a model of --family ctc")
     else:
@@ -149,7 +149,7 @@ def _train_ctc(
 ) -> "Training":
     import torch
 
-    from cnngru_edge.models.checkpoint import load_checkpoint
+    from cnngru_edge.models.checkpoint import load_stream_checkpoint
     from cnngru_edge.models.cnn_gru import CnnGru
     from cnngru_edge.models.train_ctc import (
         CTC_CONFIG,
@@ -160,7 +160,7 @@ def _train_ctc(
         train_ctc,
     )
 
-    source = load_checkpoint(init) if init else None
+    source = load_stream_checkpoint(init) if init else None
     config = CTC_CONFIG
     torch.manual_seed(seed)
     if source and source.spec.family == CTC:

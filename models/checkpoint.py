@@ -1,6 +1,7 @@
-"""Checkpoints: safetensors with the ModelSpec in the metadata. Never a pickle."""
+"""Checkpoints: safetensors with the model's spec in the metadata. Never a pickle."""
 
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -8,8 +9,14 @@ from safetensors.torch import save
 
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.cnn_gru import CnnGru
+from cnngru_edge.models.crnn import Crnn
 from cnngru_edge.models.errors import SpecError
-from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
+from cnngru_edge.models.spec import METADATA_KEY
+from cnngru_edge.models.text_cnn_gru import TextCnnGru
+from cnngru_edge.models.whole_spec import CRNN, TEXT, WholeSpec, read_spec, streamable
+
+Model: TypeAlias = CnnGru | TextCnnGru | Crnn
+"""What a checkpoint can hold."""
 
 PRETRAINED = Path(__file__).with_name("pretrained")
 """Checkpoints that come with the package."""
@@ -18,14 +25,14 @@ PRETRAINED = Path(__file__).with_name("pretrained")
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def save_checkpoint(model: CnnGru, path: Path) -> None:
+def save_checkpoint(model: Model, path: Path) -> None:
     """Write weights and spec, so that the file alone rebuilds the model."""
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_file(path, save(weights, metadata={METADATA_KEY: model.spec.to_json()}))
 
 
-def load_checkpoint(path: Path) -> CnnGru:
-    """Rebuild the model, in evaluation mode.
+def load_checkpoint(path: Path) -> Model:
+    """Rebuild the model, of whatever family, in evaluation mode.
 
     Raises:
         SpecError: the file is no safetensors file, has no spec, or its tensors do not fit the spec.
@@ -50,7 +57,7 @@ def load_checkpoint(path: Path) -> CnnGru:
             "'cnngru-edge train' and cnngru_edge.models.checkpoint.save_checkpoint write it"
         )
     try:
-        model = CnnGru(ModelSpec.from_json(metadata[METADATA_KEY]))
+        model = _built(metadata[METADATA_KEY])
     except SpecError as e:
         raise SpecError(f"{path}: {e}") from e
     _check_shapes(path, model, weights)
@@ -58,7 +65,34 @@ def load_checkpoint(path: Path) -> CnnGru:
     return model.eval()
 
 
-def _check_shapes(path: Path, model: CnnGru, weights: dict[str, torch.Tensor]) -> None:
+def load_stream_checkpoint(path: Path) -> CnnGru:
+    """Rebuild a model that can be a stream, in evaluation mode.
+
+    Raises:
+        SpecError: it takes its input whole, or as `load_checkpoint`.
+    """
+    model = load_checkpoint(path)
+    if not isinstance(model, CnnGru):
+        try:
+            streamable(model.spec)
+        except SpecError as e:
+            raise SpecError(f"{path}: {e}") from e
+    assert isinstance(model, CnnGru)
+    return model
+
+
+def _built(text: str) -> Model:
+    spec = read_spec(text)
+    if not isinstance(spec, WholeSpec):
+        return CnnGru(spec)
+    if spec.family == TEXT:
+        return TextCnnGru(spec)
+    if spec.family == CRNN:
+        return Crnn(spec)
+    raise SpecError(f"family {spec.family!r}: its module is not in this package")
+
+
+def _check_shapes(path: Path, model: Model, weights: dict[str, torch.Tensor]) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found == expected:

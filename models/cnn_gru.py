@@ -1,23 +1,20 @@
 """The CNN-GRU: waveform and state in, logits and state out, everything in time causal."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cnngru_edge.models.conv_norm import ConvNorm, folded
 from cnngru_edge.models.frontend import LogMel
 from cnngru_edge.models.spec import ConvSpec, ModelSpec
 
 
-class ConvBlock(nn.Module):
+class ConvBlock(ConvNorm):
     """Conv2d, batch norm and ReLU over (time, frequency); the past is carried, not padded."""
 
     def __init__(self, in_channels: int, spec: ConvSpec) -> None:
-        super().__init__()
-        self.context = spec.context
-        self.conv = nn.Conv2d(
+        conv = nn.Conv2d(
             in_channels,
             spec.out_channels,
             spec.kernel_size,
@@ -25,20 +22,15 @@ class ConvBlock(nn.Module):
             padding=(0, spec.kernel_size[1] // 2),
             bias=False,
         )
-        self.norm: nn.Module = nn.BatchNorm2d(spec.out_channels)
+        super().__init__(conv)
+        self.context = spec.context
 
     def forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(N, C, T, F) and the frames before it, to the block's output and the next context."""
         if context is not None:
             x = torch.cat([context, x], dim=2)
             context = x[:, :, -self.context :]
-        return torch.relu(self.norm(self.conv(x))), context
-
-    def fold_batch_norm(self) -> None:
-        """Put the batch norm's scale and shift into the convolution (Jacob et al. 2018, 3.2)."""
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.conv = fuse_conv_bn_eval(self.conv, self.norm)
-            self.norm = nn.Identity()
+        return torch.relu(self.normalized(x)), context
 
 
 class CnnGru(nn.Module):
@@ -113,8 +105,4 @@ class CnnGru(nn.Module):
 
     def for_export(self) -> "CnnGru":
         """A copy in evaluation mode with every batch norm folded into its convolution."""
-        model = copy.deepcopy(self).eval()
-        for block in model.convs:
-            assert isinstance(block, ConvBlock)
-            block.fold_batch_norm()
-        return model
+        return folded(self)

@@ -1,9 +1,11 @@
 import csv
+import io
 import os
 import re
 import signal
 import sys
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +120,45 @@ def tiny_checkpoint(tiny, tmp_path):
     path = tmp_path / "tiny.safetensors"
     save_checkpoint(tiny, path)
     return path
+
+
+@pytest.fixture
+def tiny_text():
+    """A text model of three labels and random weights, for phrases of any length."""
+    import torch
+
+    from cnngru_edge.models.text_cnn_gru import TextCnnGru, text_spec
+    from cnngru_edge.models.whole_spec import PADDING, UNKNOWN_WORD
+
+    torch.manual_seed(1)
+    words = ("the", "light", "on", "off", "turn", "what", "time", "is", "it")
+    spec = text_spec(
+        ("light_on", "light_off", "ask_time"),
+        (PADDING, UNKNOWN_WORD, *words),
+        embedding_size=6,
+        kernel_sizes=[1, 3],
+        channels=4,
+        hidden_size=5,
+    )
+    return TextCnnGru(spec).eval()
+
+
+@pytest.fixture
+def tiny_crnn():
+    """A CRNN for lines 8 pixels high, with random weights and lively batch norms."""
+    import torch
+
+    from cnngru_edge.models.crnn import Crnn, crnn_spec
+
+    torch.manual_seed(1)
+    pools = [[2, 2], [2, 2], [2, 1]]
+    spec = crnn_spec(height=8, channels=[4, 6, 6], pools=pools, hidden_size=5, num_layers=2)
+    model = Crnn(spec).eval()
+    for block in model.convs:
+        block.norm.running_mean.normal_(std=0.3)
+        block.norm.running_var.uniform_(0.5, 2.0)
+        block.norm.bias.data.normal_()
+    return model
 
 
 @pytest.fixture
@@ -280,6 +321,39 @@ def with_head_times(factor, source, target):
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * factor, weight.name))
     onnx.save(model, target)
     return target
+
+
+def traced(model, example):
+    """TorchScript of a module of one input."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
+        return torch.jit.trace(model, example)
+
+
+def exported_to_onnx(model, example, axes):
+    """An ONNX Runtime session of a module whose one input has these free axes."""
+    import onnxruntime
+    import torch
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
+        warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size")
+        torch.onnx.export(
+            model,
+            (example,),
+            buffer,
+            dynamo=False,
+            opset_version=17,
+            input_names=["x"],
+            output_names=["logits"],
+            dynamic_axes={"x": axes, "logits": {0: "N", 1: "T"}},
+        )
+    return onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
 
 
 def make_nothing(path):
