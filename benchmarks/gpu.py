@@ -38,7 +38,7 @@ def prepare(folder: Path) -> None:
     from cnngru_edge.calibration.ranges import CalibrateConfig
     from cnngru_edge.export.onnx_export import export_onnx
     from cnngru_edge.export.quantize import quantize_onnx
-    from cnngru_edge.export.recurrent import lower_grus
+    from cnngru_edge.export.recurrent import lower_recurrent
     from cnngru_edge.export.targets import TENSORRT, TENSORRT_FP16
     from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint, save_checkpoint
     from cnngru_edge.models.cnn_gru import CnnGru
@@ -62,7 +62,7 @@ def prepare(folder: Path) -> None:
                 fix_length(native, chunk)
                 fix_length(explicit, chunk)
                 onnx_graph.save(native, out / "native.step.onnx")
-            lower_grus(explicit, frames)
+            lower_recurrent(explicit, frames)
             onnx_graph.drop_unused(explicit)
             onnx_graph.save(explicit, out / f"cell.{form}.onnx")
             for target in (TENSORRT.name, TENSORRT_FP16.name):

@@ -39,7 +39,7 @@ from cnngru_edge.calibration.ranges import METHODS, MIN_CLIPS, CalibrateConfig, 
 from cnngru_edge.export.artefacts import FLOAT, INT8, RANGES
 from cnngru_edge.export.pipeline import parity_clips, trace
 from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.recurrent import lower_grus
+from cnngru_edge.export.recurrent import lower_recurrent
 from cnngru_edge.export.targets import CPU
 from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
 from cnngru_edge.runtime.audio import Samples, read_audio
@@ -349,7 +349,7 @@ def main(
             model = MODELS[name](trained)
             trace(model, folder, parity_clips(calibration, model.spec))
             lowered = ir.load(folder / FLOAT)
-            lower_grus(lowered)
+            lower_recurrent(lowered)
             exact = Tapped(ir.to_proto(lowered), folder / "tapped.fp32.onnx")
             for chosen in method:
                 config = CalibrateConfig(method=chosen, min_clips=1)

@@ -19,7 +19,7 @@ from rich.table import Table
 from cnngru_edge.calibration.ranges import Range
 from cnngru_edge.export import quantize_cpu
 from cnngru_edge.export.onnx_graph import drop_unused
-from cnngru_edge.export.recurrent import lower_grus
+from cnngru_edge.export.recurrent import lower_recurrent
 
 SIZES = [(320, 128), (640, 128), (320, 256), (512, 512)]
 FRAMES = [1, 50]
@@ -73,7 +73,7 @@ def gru(inputs: int, hidden: int, *, int8_weights: bool = False) -> onnx.ModelPr
 def lowered(inputs: int, hidden: int, frames: int | None, *, int8: bool) -> onnx.ModelProto:
     """The explicit cell, in a Scan or written out."""
     model = ir.from_proto(gru(inputs, hidden))
-    lower_grus(model, frames)
+    lower_recurrent(model, frames)
     if int8:
         quantize_cpu.quantize(model, lambda _: Range(-1, 1, -1, 1, 0, 0, 0))
         drop_unused(model)

@@ -14,6 +14,9 @@ from cnngru_edge.calibration.ranges import Range
 LAYOUT = frozenset({"Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators that move values and change none: quantized or not, one scale before and after."""
 
+RECURRENT = "cnngru_edge.recurrent"
+"""Mark in `Value.meta` of a product that is made for one frame at a time."""
+
 Floats = npt.NDArray[np.float32]
 RangeOf = Callable[[ir.Value], Range]
 _LARGEST = 127  # int8 without -128, so that a weight and its negative round alike
@@ -29,25 +32,52 @@ class Affine:
 
 
 def weighted_nodes(model: ir.Model, kept_in_float: Collection[str] = ()) -> list[ir.Node]:
-    """Convolutions and products with a constant, outside the front-end, loops' bodies included.
+    """Convolutions, products with a constant, and embeddings, outside the front-end.
 
-    Without those of the layers that are kept in float.
+    In the bodies of loops only the products of a cell; without those of the layers that are kept in
+    float.
     """
     return [
         node
         for node in ir.traversal.RecursiveGraphIterator(model.graph)
-        if node.op_type in {"Conv", "MatMul"}
-        and not (node.name or "").startswith(FRONTEND_NODES)
-        and node.inputs[1] is not None
-        and node.inputs[1].is_initializer()
-        and layer_of(node) not in kept_in_float
+        if (weight := weight_of(node)) is not None
+        and (node.graph is model.graph or RECURRENT in node.outputs[0].meta)
+        and layer_named(weight) not in kept_in_float
     ]
+
+
+def weight_of(node: ir.Node) -> ir.Value | None:
+    """The constant of a node that can be quantized, by what it does and what the constant is like.
+
+    Of a Conv (outputs, inputs, ...), of a MatMul (inputs, outputs), of a Gather that looks vectors
+    up the table (tokens, outputs).
+    """
+    index = _WEIGHTS.get(node.op_type)
+    if index is None or node.domain or (node.name or "").startswith(FRONTEND_NODES):
+        return None
+    weight = node.inputs[index]
+    if weight is None or not weight.is_initializer() or weight.dtype != ir.DataType.FLOAT:
+        return None
+    rank = len(weight.shape) if weight.shape is not None else 0
+    if node.op_type == "Conv":
+        return weight if rank > 2 else None
+    if node.op_type == "Gather" and node.attributes.get_int("axis", 0) != 0:
+        return None
+    return weight if rank == 2 else None
+
+
+_WEIGHTS = {"Conv": 1, "MatMul": 1, "Gather": 0}  # by operator, the input that is the weight
 
 
 def layer_of(node: ir.Node) -> str:
     """The layer that a weighted node is of, as receipts and plans name it."""
-    weight = node.inputs[1]
+    weight = weight_of(node)
     assert weight is not None
+    return layer_named(weight)
+
+
+def layer_named(weight: ir.Value) -> str:
+    """The layer that a weight is of."""
     return (weight.name or "").removesuffix(".weight")
 
 

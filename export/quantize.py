@@ -8,10 +8,11 @@ import onnx_ir as ir
 
 from cnngru_edge.calibration.ranges import Range, Ranges
 from cnngru_edge.export import integer, lint, onnx_graph, quantize_cpu, quantize_tensorrt
+from cnngru_edge.export.cells import HIDDEN
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.integer import LAYOUT
 from cnngru_edge.export.plan import Plan
-from cnngru_edge.export.recurrent import HIDDEN, lower_grus
+from cnngru_edge.export.recurrent import lower_recurrent
 from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
 from cnngru_edge.models.atomic import file_sha256, staged
 from cnngru_edge.models.errors import CalibrationError, ExportError
@@ -93,7 +94,7 @@ def lower(
     """Make of a float graph, in place, one whose products can be quantized one by one."""
     if frames is not None:
         _fix_length(model, frames, 1 if TARGETS[target] is None else None)
-    lower_grus(model, frames, by_gate=by_gate)
+    lower_recurrent(model, frames, by_gate=by_gate)
     _separate(model)
 
 
@@ -101,8 +102,9 @@ def layers_of(model: ir.Model) -> dict[str, int]:
     """The layers of a lowered graph, in its order, and how many weights each has."""
     found = {}
     for node in integer.weighted_nodes(model):
-        assert node.inputs[1] is not None
-        found[integer.layer_of(node)] = integer.values_of(node.inputs[1]).size
+        weight = integer.weight_of(node)
+        assert weight is not None
+        found[integer.layer_named(weight)] = integer.values_of(weight).size
     return found
 
 

@@ -15,9 +15,8 @@ import onnx_ir as ir
 
 from cnngru_edge.calibration.collect import activated
 from cnngru_edge.export import integer
-from cnngru_edge.export.integer import RangeOf, named, values_of
+from cnngru_edge.export.integer import RECURRENT, RangeOf, named, values_of
 from cnngru_edge.export.onnx_graph import replace_value
-from cnngru_edge.export.recurrent import RECURRENT
 
 _DOMAIN = "com.microsoft"
 _BLOCK = 128

@@ -20,10 +20,10 @@ import onnx_ir as ir
 from cnngru_edge.calibration.collect import with_tensors_as_outputs
 from cnngru_edge.calibration.observers import Histogram
 from cnngru_edge.export import integer, onnx_graph
+from cnngru_edge.export.cells import HIDDEN
 from cnngru_edge.export.integer import Affine, Floats
 from cnngru_edge.export.logit_error import FloatAnswers, LogitError, saved, sqnr
 from cnngru_edge.export.quantize import layers_of, lower, quantize_lowered
-from cnngru_edge.export.recurrent import GATES, HIDDEN
 from cnngru_edge.export.stored import Stored, range_of_affine, read_stored, steps_of
 from cnngru_edge.models.atomic import file_sha256
 from cnngru_edge.models.errors import ExportError
@@ -65,11 +65,11 @@ class LayerError:
 
 @dataclass(frozen=True)
 class GateError:
-    """The same for the columns of one gate in one matrix of a GRU, alone in INT8."""
+    """The same for the columns of one gate in one matrix of a GRU or LSTM, alone in INT8."""
 
     layer: str
     matrix: str  # input or recurrent
-    gate: str  # z, r or n
+    gate: str  # z, r or n of a GRU; i, o, f or c of an LSTM
     sqnr_db: float | None
     flips: int
 
@@ -286,20 +286,22 @@ def _check_source(reference: Path, candidate: Path) -> None:
 
 
 def _gates(reference: Path, stored: Stored) -> dict[str, Floats]:
-    """The weights of each gate of the GRUs in INT8, by name, as the graph by gate names them."""
+    """The weights of each gate of what recurs in INT8, by name, as the graph by gate names them."""
     model = onnx_graph.load(reference)
     lower(model, by_gate=True)
-    found = {}
+    gates: dict[str, list[str]] = {}  # of each matrix, in the order of its columns
     for name in layers_of(model):
-        gate = _RECURRENT.fullmatch(name)
-        if gate is None or gate["gate"] is None:
-            continue
-        base = name.removesuffix(f".{gate['gate']}")
-        parts = {base: GATES, f"{base}.zr": GATES[:2], f"{base}.n": GATES[2:]}
-        for whole, columns in parts.items():
-            if whole in stored.weights and gate["gate"] in columns:
+        parts = _RECURRENT.fullmatch(name)
+        if parts is not None and parts["gate"] is not None:
+            gates.setdefault(name.removesuffix(f".{parts['gate']}"), []).append(parts["gate"])
+    found: dict[str, Floats] = {}
+    for base, all_gates in gates.items():
+        # A GRU whose reset comes before R has two products.
+        wholes = {base: all_gates, f"{base}.zr": all_gates[:2], f"{base}.n": all_gates[2:]}
+        for whole, columns in wholes.items():
+            if whole in stored.weights:
                 split = np.split(stored.weights[whole], len(columns), axis=1)
-                found[name] = split[columns.index(gate["gate"])]
+                found |= {f"{base}.{gate}": part for gate, part in zip(columns, split, strict=True)}
     return found
 
 
@@ -310,8 +312,9 @@ def _only(reference: Path, stored: Stored, names: Collection[str], by_gate: bool
     lower(model, stored.target, by_gate=by_gate)
     for node in integer.weighted_nodes(model):
         if (name := integer.layer_of(node)) in names:
-            assert node.inputs[1] is not None
-            node.inputs[1].const_value = ir.tensor(np.ascontiguousarray(weights[name]))
+            weight = integer.weight_of(node)
+            assert weight is not None
+            weight.const_value = ir.tensor(np.ascontiguousarray(weights[name]))
             bias = _bias(node)
             if bias is not None and bias.name in stored.biases:
                 bias.const_value = ir.tensor(stored.biases[bias.name])

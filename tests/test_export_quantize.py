@@ -15,9 +15,9 @@ from cnngru_edge.calibration.collect import FRONTEND_NODES, calibrate
 from cnngru_edge.calibration.ranges import CalibrateConfig, Range, Ranges
 from cnngru_edge.export import integer, onnx_graph, quantize_cpu
 from cnngru_edge.export.compare import compare
+from cnngru_edge.export.integer import RECURRENT
 from cnngru_edge.export.onnx_export import export_onnx
 from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.recurrent import RECURRENT
 from cnngru_edge.export.targets import MAX_FRAMES, TARGETS
 from cnngru_edge.models.atomic import file_sha256
 from cnngru_edge.models.cnn_gru import CnnGru

@@ -1,5 +1,6 @@
 import io
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from cnngru_edge.export.recurrent import lower_grus
-from cnngru_edge.models.errors import ExportError
+from cnngru_edge.export.recurrent import lower_recurrent
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
+OPERATORS = ("GRU", "LSTM")
 FORMS = pytest.mark.parametrize("unrolled", [False, True], ids=["scan", "unrolled"])
 # For the operators that read a GRU's outputs.
 INDICES = {"first": 0, "last": -1, "axis0": [0], "axis1": [1], "from": [-2], "to": [9]}
@@ -40,10 +41,11 @@ SIZES = Sizes()
 def gru_model(
     sizes=SIZES,
     *,
+    op="GRU",
     layers=1,
     bias=True,
     state=True,
-    name="/rnn/GRU_{}",
+    name="/rnn/{}_{}",
     readers=(),
     outputs=None,
     opset=17,
@@ -51,40 +53,45 @@ def gru_model(
 ):
     """GRUs in a row, as PyTorch exports them: `x`, `h0`, `h1`, ... to `y`, `h0_next`, ...
 
+    LSTMs have `c0`, `c1`, ... and `c0_next`, ... as well.
+
     Args:
+        op: GRU or LSTM.
         sizes: of the first layer's input and of every layer's state.
         layers: how many.
         bias: whether they have B.
         state: whether they have an initial state.
         name: of a layer's node.
         readers: further nodes, in ONNX's textual form.
-        outputs: of the graph; by default the last layer's Y and every Y_h.
+        outputs: of the graph; by default the last layer's Y and every Y_h and Y_c.
         opset: of the model.
-        attributes: of every GRU.
+        attributes: of every one.
     """
     rng = np.random.default_rng(0)
     count, hidden, inputs = sizes.directions, sizes.hidden, sizes.inputs
     constants = {"merged": np.array([0, 0, count * hidden])}
     constants |= {key: np.array(value) for key, value in INDICES.items()}
     nodes, x, states = [], "x", []
+    gates, kinds = {"GRU": (3, "h"), "LSTM": (4, "hc")}[op]
     for layer in range(layers):
         shapes = {
-            "w": (count, 3 * hidden, inputs),
-            "r": (count, 3 * hidden, hidden),
-            "b": (count, 6 * hidden),
+            "w": (count, gates * hidden, inputs),
+            "r": (count, gates * hidden, hidden),
+            "b": (count, 2 * gates * hidden),
         }
         for key, shape in shapes.items():
             limit = 2 / np.sqrt(hidden)
             constants[f"{key}{layer}"] = rng.uniform(-limit, limit, shape).astype(np.float32)
-        states.append(f"h{layer}")
+        own = [f"{kind}{layer}" for kind in kinds]
+        states += own
         last = layer == layers - 1
         y, read = "y" if last else f"y{layer}", [x, f"w{layer}", f"r{layer}"]
-        read += [f"b{layer}" if bias else "", "", f"h{layer}" if state else ""]
+        read += [f"b{layer}" if bias else "", "", *(own if state else [])]
         node = helper.make_node(
-            "GRU",
+            op,
             read,
-            [y, f"h{layer}_next"],
-            name=name.format(layer),
+            [y, *(f"{name}_next" for name in own)],
+            name=name.format(op, layer),
             hidden_size=hidden,
             direction=sizes.direction,
             **attributes,
@@ -113,7 +120,7 @@ def gru_model(
 
 def lowered(model, frames=None):
     graph = ir.from_proto(model)
-    lower_grus(graph, frames)
+    lower_recurrent(graph, frames)
     proto = ir.to_proto(graph)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     return proto
@@ -141,7 +148,7 @@ def assert_lowering_is_exact(model, sizes, unrolled):
     feed = {name: rng.uniform(-1, 1, s).astype(np.float32) for name, s in shapes.items()}
     candidate = lowered(model, sizes.frames if unrolled else None)
     op_types = {node.op_type for node in ir.from_proto(candidate).graph.all_nodes()}
-    assert not op_types & ({"GRU", "Loop", "Scan"} if unrolled else {"GRU"})
+    assert not op_types & ({"GRU", "LSTM", "Loop", "Scan"} if unrolled else {"GRU", "LSTM"})
     expected, found = run(model, feed), run(candidate, feed)
     assert list(found) == list(expected)
     for name in expected:
@@ -149,8 +156,13 @@ def assert_lowering_is_exact(model, sizes, unrolled):
 
 
 @settings(deadline=None, max_examples=60)
-@given(data=st.data(), unrolled=st.booleans(), direction=st.sampled_from(DIRECTIONS))
-def test_every_lowering_computes_what_the_operator_does(data, unrolled, direction):
+@given(
+    data=st.data(),
+    op=st.sampled_from(OPERATORS),
+    unrolled=st.booleans(),
+    direction=st.sampled_from(DIRECTIONS),
+)
+def test_every_lowering_computes_what_the_operator_does(data, op, unrolled, direction):
     sizes = Sizes(
         frames=data.draw(st.integers(1, 8 if unrolled else 10), "frames"),
         batch=data.draw(st.integers(1, 4), "batch"),
@@ -158,12 +170,16 @@ def test_every_lowering_computes_what_the_operator_does(data, unrolled, directio
         hidden=data.draw(st.integers(1, 40), "hidden"),
         direction=direction,
     )
+    attributes = {}
+    if op == "GRU":
+        attributes["linear_before_reset"] = data.draw(st.integers(0, 1), "linear_before_reset")
     model = gru_model(
         sizes,
+        op=op,
         layers=data.draw(st.integers(1, 2), "layers"),
         bias=data.draw(st.booleans(), "bias"),
         state=data.draw(st.booleans(), "state"),
-        linear_before_reset=data.draw(st.integers(0, 1), "linear_before_reset"),
+        **attributes,
     )
     assert_lowering_is_exact(model, sizes, unrolled)
 
@@ -262,40 +278,75 @@ def test_two_outputs_may_be_one_tensor(readers, unrolled):
 
 @FORMS
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("unused", [0, 1], ids=["Y", "Y_h"])
-def test_an_output_may_be_left_out(unused, direction, unrolled):
+@pytest.mark.parametrize(
+    ("op", "unused"),
+    [("GRU", 0), ("GRU", 1), ("LSTM", 0), ("LSTM", 1), ("LSTM", 2)],
+    ids=["Y-of-a-GRU", "Y_h-of-a-GRU", "Y", "Y_h", "Y_c"],
+)
+def test_an_output_may_be_left_out(op, unused, direction, unrolled):
     sizes = Sizes(direction=direction)
-    model = gru_model(sizes, outputs=["h0_next" if unused == 0 else "y"])
+    outputs = ["y", "h0_next", "c0_next"][: 2 + (op == "LSTM")]
+    del outputs[unused]
+    model = gru_model(sizes, op=op, outputs=outputs)
     model.graph.node[0].output[unused] = ""
     assert_lowering_is_exact(model, sizes, unrolled)
 
 
+@FORMS
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("state", [True, False], ids=["state", "no-state"])
+def test_the_batch_may_come_first(op, direction, state, unrolled):
+    """ONNX Runtime's own operators refuse this layout: the other one says what is right."""
+    sizes = Sizes(direction=direction)
+    usual = gru_model(sizes, op=op, state=state)
+    batch_first = gru_model(sizes, op=op, state=state, layout=1)
+    for value in batch_first.graph.input:
+        first, second = value.type.tensor_type.shape.dim[:2]
+        one, other = second.dim_param or second.dim_value, first.dim_param or first.dim_value
+        rest = [value.type.tensor_type.shape.dim[2].dim_value]
+        value.CopyFrom(helper.make_tensor_value_info(value.name, 1, [one, other, *rest]))
+    rng = np.random.default_rng(1)
+    feed = {"x": rng.standard_normal((5, 2, 3)).astype(np.float32)}
+    for name in (i.name for i in usual.graph.input[1:]):
+        feed[name] = rng.uniform(-1, 1, (sizes.directions, 2, 4)).astype(np.float32)
+    expected = run(usual, feed)
+    found = run(
+        lowered(batch_first, 5 if unrolled else None),
+        {name: np.ascontiguousarray(value.swapaxes(0, 1)) for name, value in feed.items()},
+    )
+    for name, value in expected.items():
+        value = value.transpose(2, 0, 1, 3) if name == "y" else value.swapaxes(0, 1)
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
 class Recurrent(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
-        self.rnn = torch.nn.GRU(3, 4, num_layers=2, bidirectional=True, batch_first=True)
+        self.rnn = kind(3, 4, num_layers=2, bidirectional=True, batch_first=True)
 
-    def forward(self, x, h0):
-        y, h = self.rnn(x, h0)
-        return y, h, y[:, -1]
+    def forward(self, x, h0, c0=None):
+        y, h = self.rnn(x, h0 if c0 is None else (h0, c0))
+        return y, h if c0 is None else h[0], y[:, -1]
 
 
-@pytest.fixture(scope="module")
-def traced():
+@pytest.fixture(scope="module", params=[torch.nn.GRU, torch.nn.LSTM], ids=OPERATORS)
+def traced(request):
     """A module of PyTorch, and its graph."""
     torch.manual_seed(0)
-    module, buffer = Recurrent().eval(), io.BytesIO()
+    module, buffer = Recurrent(request.param).eval(), io.BytesIO()
+    states = ["h0", "c0"][: 1 + (request.param is torch.nn.LSTM)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
-            (torch.zeros(2, 6, 3), torch.zeros(4, 2, 4)),
+            (torch.zeros(2, 6, 3), *(torch.zeros(4, 2, 4) for _ in states)),
             buffer,
             dynamo=False,
             opset_version=17,
-            input_names=["x", "h0"],
+            input_names=["x", *states],
             output_names=["y", "h", "last"],
-            dynamic_axes={"x": {0: "N", 1: "T"}, "h0": {1: "N"}},
+            dynamic_axes={"x": {0: "N", 1: "T"}, **{name: {1: "N"} for name in states}},
         )
     return module, onnx.load_from_string(buffer.getvalue())
 
@@ -303,11 +354,12 @@ def traced():
 @pytest.mark.parametrize("frames", [None, 6], ids=["scan", "unrolled"])
 def test_layers_of_pytorch_compute_the_same(traced, rng, frames):
     module, model = traced
-    x = rng.standard_normal((3, 6, 3)).astype(np.float32)
-    h0 = rng.uniform(-1, 1, (4, 3, 4)).astype(np.float32)
-    found = run(lowered(model, frames), {"x": x, "h0": h0})
+    feed = {"x": rng.standard_normal((3, 6, 3)).astype(np.float32)}
+    for name in (value.name for value in model.graph.input[1:]):
+        feed[name] = rng.uniform(-1, 1, (4, 3, 4)).astype(np.float32)
+    found = run(lowered(model, frames), feed)
     with torch.no_grad():
-        expected = module(torch.from_numpy(x), torch.from_numpy(h0))
+        expected = module(*map(torch.from_numpy, feed.values()))
     for name, value in zip(("y", "h", "last"), expected, strict=True):
         np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=1e-5, err_msg=name)
 
@@ -321,52 +373,74 @@ def test_weights_have_the_names_and_values_of_pytorchs(traced, frames):
     weights = {name: value for name, value in module.named_parameters() if "weight" in name}
     assert {name for name in found if name.startswith("rnn.weight")} == set(weights)
     for name, weight in weights.items():
-        reset, update, new = weight.detach().chunk(3)  # in ONNX's order: update first
-        np.testing.assert_array_equal(found[name], torch.cat([update, reset, new]).T, err_msg=name)
+        gates = weight.detach().chunk(weight.shape[0] // 4)
+        order = [1, 0, 2] if len(gates) == 3 else [0, 3, 1, 2]  # ONNX's: z r n and i o f c
+        expected = torch.cat([gates[i] for i in order]).T
+        np.testing.assert_array_equal(found[name], expected, err_msg=name)
+
+
+def reasons(model):
+    """Why operators were left as they are; the graph then computes what it did."""
+    graph = ir.from_proto(model)
+    found = lower_recurrent(graph)
+    assert model.graph.node[-1].op_type in {node.op_type for node in graph.graph}
+    return found
 
 
 @pytest.mark.parametrize(
-    ("attributes", "found"),
+    ("op", "attributes", "found"),
     [
-        ({"layout": 1}, "layout"),
-        ({"clip": 3.0}, "clip"),
-        ({"activations": ["Sigmoid", "Relu"]}, "activations"),
-        ({"activations": ["Sigmoid", "Tanh", "Tanh", "Tanh"]}, "activations"),
-        ({"layout": 1, "clip": 3.0}, "layout, clip"),
+        ("GRU", {"clip": 3.0}, "clip"),
+        ("GRU", {"activations": ["Sigmoid", "Relu"]}, "activations"),
+        ("GRU", {"activations": ["Sigmoid", "Tanh", "Tanh", "Tanh"]}, "activations"),
+        ("GRU", {"activations": ["Relu", "Tanh"], "clip": 3.0}, "clip, activations"),
+        ("LSTM", {"input_forget": 1}, "input_forget"),
+        ("LSTM", {"activations": ["Sigmoid", "Tanh", "Relu"]}, "activations"),
     ],
-    ids=["layout", "clip", "activations", "activations-backward", "two"],
 )
-def test_what_no_cell_computes_is_refused(attributes, found):
-    with pytest.raises(ExportError, match=rf"^/rnn/GRU_0: .* because of its {found}; supported"):
-        lowered(gru_model(**attributes))
+def test_what_no_cell_computes_is_left_as_it_is(op, attributes, found):
+    assert reasons(gru_model(op=op, **attributes)) == {
+        "rnn": f"this {op} cannot be lowered because of its {found}; supported are constant "
+        "float32 weights, sigmoid and tanh, no clip and no sequence lengths"
+    }
 
 
+@pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize("index", [1, 2, 3], ids=["W", "R", "B"])
 @pytest.mark.parametrize("is_computed", [True, False], ids=["computed", "input"])
-def test_weights_that_are_no_constants_are_refused(index, is_computed):
-    model = gru_model()
-    gru = model.graph.node[0]
+def test_an_operator_whose_weights_are_no_constants_is_left_as_it_is(op, index, is_computed):
+    model = gru_model(op=op)
+    node = model.graph.node[0]
     if is_computed:
-        model.graph.node.insert(0, parser.parse_node(f"late = Neg({gru.input[index]})"))
-        gru.input[index] = "late"
+        model.graph.node.insert(0, parser.parse_node(f"late = Neg({node.input[index]})"))
+        node.input[index] = "late"
     else:
-        gru.input[index] = "x"
-    with pytest.raises(ExportError, match=rf"^/rnn/GRU_0: .* because of its {'_WRB'[index]}; "):
-        lowered(model)
+        node.input[index] = "x"
+    assert f" because of its {'_WRB'[index]}; " in reasons(model)["rnn"]
 
 
-def test_sequence_lengths_are_refused():
-    model = gru_model()
+def test_an_operator_with_sequence_lengths_is_left_as_it_is():
+    model = gru_model(layers=2)
     lengths = numpy_helper.from_array(np.array([5, 5], np.int32), "lengths")
     model.graph.initializer.append(lengths)
     model.graph.node[0].input[4] = "lengths"
-    with pytest.raises(ExportError) as caught:
-        lowered(model)
-    assert str(caught.value) == (
-        "/rnn/GRU_0: this GRU cannot be lowered because of its sequence_lens; supported are "
-        "constant float32 weights, sigmoid and tanh, (T, N, I) layout, no clip and no "
-        "sequence lengths"
-    )
+    graph = ir.from_proto(model)
+    assert " because of its sequence_lens; " in lower_recurrent(graph)["rnn"]
+    feed = {"x": np.ones((5, 2, 3), np.float32)}
+    feed |= {name: np.full((1, 2, 4), 0.5, np.float32) for name in ("h0", "h1")}
+    left = ir.to_proto(graph)
+    assert Counter(node.op_type for node in left.graph.node)["GRU"] == 1  # the other one is lowered
+    found, expected = run(left, feed), run(model, feed)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5)
+
+
+def test_peepholes_are_left_as_they_are():
+    model = gru_model(op="LSTM")
+    holes = numpy_helper.from_array(np.full((1, 12), 0.5, np.float32), "holes")
+    model.graph.initializer.append(holes)
+    model.graph.node[0].input.append("holes")
+    assert " because of its peepholes; " in reasons(model)["rnn"]
 
 
 def test_the_usual_activations_may_be_spelled_out():
