@@ -13,6 +13,7 @@ from cnngru_edge.models.conv_norm import ConvNorm, folded
 from cnngru_edge.models.errors import SpecError
 from cnngru_edge.models.layers import check_layers, pairs_in, size_in, sizes_in
 from cnngru_edge.models.spec import BLANK
+from cnngru_edge.models.whole import WholeModel
 from cnngru_edge.models.whole_spec import CRNN, TEXT_ANSWER, ImageInput, WholeSpec
 
 CRNN_LAYERS: dict[str, Any] = {
@@ -57,7 +58,7 @@ class PooledConv(ConvNorm):
         return pooled
 
 
-class Crnn(nn.Module):
+class Crnn(WholeModel):
     """Convolutions until the height is 1, bidirectional GRUs and a linear head, after `spec`."""
 
     def __init__(self, spec: WholeSpec, *, dropout: float = 0.0) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cnngru_edge.models.conv_norm import folded
 from cnngru_edge.models.errors import SpecError
 from cnngru_edge.models.layers import check_layers, size_in, sizes_in
+from cnngru_edge.models.whole import WholeModel
 from cnngru_edge.models.whole_spec import TEXT, TokenInput, WholeSpec
 
 TEXT_LAYERS = {
@@ -36,7 +37,7 @@ def text_spec(labels: tuple[str, ...], vocabulary: tuple[str, ...], **layers: An
     )
 
 
-class TextCnnGru(nn.Module):
+class TextCnnGru(WholeModel):
     """Embedding, parallel Conv1d, a bidirectional GRU and a linear head, after `spec`."""
 
     def __init__(self, spec: WholeSpec, *, dropout: float = 0.0) -> None:

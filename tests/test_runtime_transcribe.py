@@ -168,7 +168,8 @@ def test_the_command_writes_only_the_words_of_a_list(cli, tiny_ctc_onnx, clip, t
 def test_a_keyword_model_has_no_search(cli, tiny_onnx, clip, option):
     done = cli("run", "--engine", tiny_onnx, option, 4, clip)
     assert done.exit_code == 2
-    assert f"--beam, --words and --lm are for models that write text, not for {tiny_onnx}" in done.stderr
+    wrong = f"--beam, --words and --lm are for models that write text, not for {tiny_onnx}"
+    assert wrong in done.stderr
 
 
 def test_a_word_list_that_is_none_is_one_line(refused, tiny_ctc_onnx, clip, tmp_path):
