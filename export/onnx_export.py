@@ -1,32 +1,27 @@
 """The float ONNX graph of a model: audio and state, or one whole input, to logits."""
 
-import io
 import math
-import warnings
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 
 from cnngru_edge.calibration.collect import FRONTEND_CONSTANTS, FRONTEND_NODES
 from cnngru_edge.export.integer import named
-from cnngru_edge.export.normal_form import normalize
 from cnngru_edge.export.onnx_graph import module_of, save
+from cnngru_edge.export.onnx_trace import traced
 from cnngru_edge.export.torchscript import example_inputs
+from cnngru_edge.export.whole_export import whole_graph
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import ExportError
 from cnngru_edge.models.frontend import LogMel, half_window, heard_bins
 from cnngru_edge.models.spec import METADATA_KEY
 from cnngru_edge.models.whole import WholeModel
-from cnngru_edge.models.whole_spec import LETTERS, Spec, fixed_length_of
+from cnngru_edge.models.whole_spec import Spec
 from cnngru_edge.runtime.session import PRECISION_KEY
-
-OPSET = 17
-"""What every TensorRT since 8.6 parses (its operator table)."""
 
 
 def export_onnx(model: CnnGru | WholeModel, path: Path) -> None:
@@ -35,14 +30,14 @@ def export_onnx(model: CnnGru | WholeModel, path: Path) -> None:
     One that takes its input whole has that alone, of free length where its spec fixes none.
     """
     if isinstance(model, WholeModel):
-        _export_whole(model, path)
+        _save(whole_graph(model), model.spec, path)
         return
     states = model.spec.state
     inputs = ["audio", *(state.name for state in states)]
     outputs = ["logits", *(state.next_name for state in states)]
     free = {name: {0: "N"} for name in (*inputs, *outputs)}
     free["audio"][1], free["logits"][1] = "S", "T"
-    graph = _traced(model, inputs, outputs, free)
+    graph = traced(model, example_inputs(model), inputs, outputs, free)
     tidy(graph)
     copy_leading_dimensions(graph)
     # Shape inference cannot see that a chunk shorter than its context leaves the state's size.
@@ -52,47 +47,9 @@ def export_onnx(model: CnnGru | WholeModel, path: Path) -> None:
     _save(graph, model.spec, path)
 
 
-def _export_whole(model: WholeModel, path: Path) -> None:
-    kind = model.spec.input
-    free = {kind.name: {0: "N"}, "logits": {0: "N"}}
-    if model.spec.writes_text:
-        free["logits"][1] = "T"
-    if fixed_length_of(kind) is None:
-        free[kind.name][len(example_inputs(model)[0].shape) - 1] = LETTERS[kind.name]
-    graph = _traced(model, [kind.name], ["logits"], free)
-    tidy(graph)
-    normalize(graph)
-    _save(graph, model.spec, path)
-
-
 def _save(graph: ir.Model, spec: Spec, path: Path) -> None:
     graph.metadata_props.update({METADATA_KEY: spec.to_json(), PRECISION_KEY: "fp32"})
     save(graph, path)
-
-
-def _traced(
-    model: CnnGru | WholeModel,
-    inputs: list[str],
-    outputs: list[str],
-    free: dict[str, dict[int, str]],
-) -> ir.Model:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # This exporter keeps nn.GRU as one GRU node at opset 17; the newer one does neither.
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
-        warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size")
-        torch.onnx.export(
-            model,
-            example_inputs(model),
-            buffer,  # type: ignore[arg-type]  # a file object works, and is not in its types
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_axes=free,
-        )
-    return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
 
 
 def tidy(graph: ir.Model) -> None:

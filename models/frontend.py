@@ -52,14 +52,18 @@ class LogMel(nn.Module):
             features (N, S / hop_length, M), natural log of mel power; tail (N, tail_length).
         """
         audio = torch.cat([tail, audio], dim=1)
+        mel = self.power(audio)
+        return torch.log(mel + self.spec.log_offset), audio[:, -self.spec.tail_length :]
+
+    def power(self, audio: Tensor) -> Tensor:
+        """Mel power (N, T, M) of the frames in audio (N, tail_length + T hop_length)."""
         frames = self._frames(audio)
         after = frames[:, :, (self.spec.win_length + 1) // 2 :]
         # A periodic Hann window is symmetric but for the zero that it begins with.
         before = frames[:, :, 1 : self.spec.win_length // 2 + 1].flip(2)
         real = torch.matmul(after + before, self.cosine)
         imaginary = torch.matmul(after - before, self.sine)
-        mel = torch.matmul(real * real + imaginary * imaginary, self.mel)  # (N, T, M)
-        return torch.log(mel + self.spec.log_offset), audio[:, -self.spec.tail_length :]
+        return torch.matmul(real * real + imaginary * imaginary, self.mel)
 
     def _frames(self, audio: Tensor) -> Tensor:
         """What the window sees of each frame, (N, T, win_length): hops side by side."""

@@ -15,11 +15,45 @@ from cnngru_edge.models.spec import BLANK, FeatureSpec, ModelSpec
 TEXT, CRNN, OWN = "text", "crnn", "own"
 """The families: intents of phrases, lines of text in images, and modules that are not ours."""
 
+NATURAL, DECIBELS = "natural", "decibels"
+"""Logarithms of the mel power."""
+
+LAYOUTS = ("NS", "N1S")
+FEATURE_LAYOUTS = ("NTM", "NMT", "N1TM", "N1MT")
+"""Axes of what a module takes: batch, one channel, samples; frames, mel bins."""
+
 LABEL, TEXT_ANSWER = "label", "text"
 """What a model answers: one label for the whole input, or a text by CTC."""
 
 PADDING, UNKNOWN_WORD = "<padding>", "<unknown>"
 """The first two words of every vocabulary."""
+
+
+@dataclass(frozen=True)
+class WholeFeatures(FeatureSpec):
+    """Log-mel features or MFCCs of a whole clip, as torchaudio's transforms compute them.
+
+    The fields of `FeatureSpec` are those of `MelSpectrogram`; the rest is what comes after it.
+    """
+
+    center: bool = True  # half a frame of reflected audio at both ends
+    log: str = NATURAL  # ln(power + log_offset), or DECIBELS: 10 log10(max(power, log_offset))
+    top_db: float | None = None  # under the clip's loudest, to which decibels are raised
+    n_mfcc: int | None = None  # of an orthonormal DCT over the mel bins; None for log-mel
+    mean: float = 0.0  # taken off the features
+    std: float = 1.0  # that they are then divided by
+
+    def __post_init__(self) -> None:
+        """Refuse features that cannot be computed."""
+        super().__post_init__()
+        if self.log not in (NATURAL, DECIBELS):
+            raise SpecError(f"features: log is {NATURAL} or {DECIBELS}, got {self.log!r}")
+        if self.top_db is not None and self.log != DECIBELS:
+            raise SpecError(f"features: top_db is for log = {DECIBELS!r}")
+        if self.n_mfcc is not None and not 1 <= self.n_mfcc <= self.n_mels:
+            raise SpecError(f"features: n_mfcc is 1 to n_mels ({self.n_mels}), got {self.n_mfcc}")
+        if not self.std > 0:
+            raise SpecError(f"features: std is above 0, got {self.std}")
 
 
 @dataclass(frozen=True)
@@ -31,11 +65,23 @@ class AudioInput:
     sample_rate: int = 16_000  # in Hz
     samples: int | None = None  # of every clip, cut or padded with zeros; None for any length
     least_samples: int = 1  # to which a shorter clip is padded
-    features: FeatureSpec | None = None  # that the graph computes first; None: none of ours
+    features: WholeFeatures | None = None  # that the graph computes first; None: none of ours
+    layout: str = "NS"  # of what the module takes: NS or N1S; of features NTM, NMT, N1TM or N1MT
 
     def __post_init__(self) -> None:
         """Refuse what no clip fits."""
         _check_sizes("input", self.sample_rate, self.samples, self.least_samples)
+        layouts = LAYOUTS if self.features is None else FEATURE_LAYOUTS
+        if self.layout not in layouts:
+            raise SpecError(
+                f"input: layout is one of {', '.join(layouts)} here (M mel bins or coefficients, T "
+                f"frames, S samples), got {self.layout!r}"
+            )
+        if self.features and self.features.sample_rate != self.sample_rate:
+            raise SpecError(
+                f"input: sample_rate is {self.sample_rate}, that of its features "
+                f"{self.features.sample_rate}"
+            )
 
 
 @dataclass(frozen=True)
@@ -197,7 +243,8 @@ def _input(raw: Mapping[str, Any]) -> Input:
     if unknown := sorted(set(given) - {f.name for f in fields(_INPUTS[kind])}):
         raise SpecError(f"input: unknown fields {', '.join(unknown)}")
     if kind == AudioInput.name and given.get("features") is not None:
-        given["features"] = FeatureSpec(**given["features"])
+        rate = {"sample_rate": given.get("sample_rate", FeatureSpec.sample_rate)}
+        given["features"] = WholeFeatures(**rate | given["features"])
     if kind == TokenInput.name:
         given["vocabulary"] = tuple(given["vocabulary"])
     found: Input = _INPUTS[kind](**given)
