@@ -174,12 +174,13 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
             raise CorpusError(
                 f"{manifest}: line {line} has set {row['set']!r}, expected train, calib or eval"
             )
+        text = "" if is_noise else _text(row, f"{manifest}: line {line}")
         clip = Clip(
             manifest.parent / row["path"],
-            row.get("label") or "",
+            row.get("label") or ("" if text or is_noise else SILENCE),
             _SET_NAMES[row["set"]],
             _speaker(row.get("speaker")),
-            "" if is_noise else _text(row, f"{manifest}: line {line}"),
+            text,
         )
         (noises if is_noise else clips).append(clip)
     return Corpus(manifest.parent, tuple(clips), tuple(noises))

@@ -22,9 +22,9 @@ from cnngru_edge.models.errors import EdgeError, SessionError
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.agreement import power, proves_more, sqnr_db
 from cnngru_edge.runtime.audio import Samples
-from cnngru_edge.runtime.decode import clip_scores
 from cnngru_edge.runtime.session import Array, HostStreams, Session, open_session
 from cnngru_edge.runtime.stream import Stream, clip_logits
+from cnngru_edge.runtime.transcribe import clip_answer
 
 MAX_FLIPS = 100
 """Files in a folder of flips: a device must not fill its disk with them."""
@@ -220,11 +220,11 @@ class Shadow:
     ) -> None:
         if state is None:
             expected = clip_logits(reference, audio)
-            labels = [clip_scores(self._spec, x)[None].argmax(-1) for x in (expected, found)]
+            answers = [[clip_answer(self._spec, x)] for x in (expected, found)]
         else:
             expected = _segment_logits(reference, audio, state)
-            labels = [x.argmax(-1) for x in (expected, found)]
-        differs = labels[0] != labels[1]
+            answers = [[self._spec.labels[i] for i in x.argmax(-1)] for x in (expected, found)]
+        differs = np.array([a != b for a, b in zip(*answers, strict=True)])
         signal, noise = power(expected), power(expected - found)
         sqnr = sqnr_db(signal, noise)
         with self._lock:
@@ -237,7 +237,7 @@ class Shadow:
         self._judge(where, sqnr)
         if differs.any() or sqnr < self.config.min_sqnr_db:
             first = int(differs.argmax())
-            self._keep(where, audio, *(self._spec.labels[x[first]] for x in labels))
+            self._keep(where, audio, *(x[first] for x in answers))
 
     def _judge(self, where: str, sqnr: float) -> None:
         config = self.config

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cnngru_edge.export.coverage_tensorrt import tensorrt_coverage
+from cnngru_edge.export.coverage_tensorrt import rtx_coverage, tensorrt_coverage
 from cnngru_edge.models.receipt import HIDDEN, INT8
 
 HEAD = "/head/MatMul"
@@ -124,3 +124,28 @@ def test_integers_that_are_only_stored_are_not_multiplied(precision):
 def test_only_a_block_that_is_not_opened_hides(precision, block):
     assert precision(block) == HIDDEN
     assert precision(block, kernel(), of="head") == INT8
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((1, 128, 12), INT8),
+        ((1, 16, 128), INT8),  # with four outputs of zeros
+        ((1, 128, 24), "not in the log"),
+        ((1, 128, 11), "not in the log"),
+        ((1, 96, 12), "not in the log"),
+    ],
+)
+def test_a_weight_in_a_build_log_may_be_padded(exported, shape, expected):
+    """The lines of TensorRT-RTX 1.7, of whose head with 29 labels the kernel has 30 outputs."""
+    log = (
+        "Name: /head/MatMul_myl0_21, LayerType: gemm, Inputs: [ { Name: q, Dimensions: [1,1,128], "
+        "Strides: [128,128,1], StrideOrder: [2,1,0], Datatype: Int8, Format: (Linear) Row major "
+        f"linear format }}], Constants: [ {{ Name: c, Dimensions: [{','.join(map(str, shape))}], "
+        "Strides: [1,1,128], StrideOrder: [2,0,1], Datatype: Int8, Format: (Transposed) Transposed "
+        "format }], Outputs: [ { Name: y, Dimensions: [1,1,16], Datatype: Half }], Metadata: "
+        "[ONNX Layer: /head/MatMul]"
+    )
+    graph = exported / "model.int8.tensorrt-fp16.chunk.onnx"
+    receipt = rtx_coverage(graph, log, "1.7")
+    assert {layer.name: layer.precision for layer in receipt.layers}["head"] == expected
