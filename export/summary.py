@@ -82,8 +82,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     clean = comparison.clean
     if comparison.error_rates:
         _print_error_rates(comparison.error_rates, console)
+    what = "whole texts right: McNemar's" if comparison.error_rates else "McNemar's"
     console.print(
-        f"McNemar's exact p {clean.mcnemar_p:.3g}, Cohen's kappa of agreement {clean.kappa:.3f}",
+        f"{what} exact p {clean.mcnemar_p:.3g}, Cohen's kappa of agreement {clean.kappa:.3f}",
         highlight=False,
     )
     if comparison.left_out:

@@ -1,9 +1,9 @@
 """A few clips and what the float model says to them, beside the artefacts: a device tests itself.
 
 `golden.npz` holds, of N clips: `audio` int16 (all clips in a row), `lengths` (N,) in samples,
-`names` (N,), `labels` (N,) that the float model gives, or texts, `logits` float32 (all frames in a row, C);
-and `format`, `spec` (JSON), `sha256` (of the float graph), `sqnr_db` (the lowest of the INT8 forms
-over all clips, when they were exported).
+`names` (N,), `labels` (N,) or texts that the float model gives, `logits` float32 (all frames in a
+row, C); and `format`, `spec` (JSON), `sha256` (of the float graph), `sqnr_db` (the lowest of the
+INT8 forms over all clips, when they were exported).
 """
 
 import io
