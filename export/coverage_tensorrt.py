@@ -22,7 +22,6 @@ _OPAQUE = re.compile(r"Myelin|ForeignNode")
 _PRODUCT = re.compile(r"gemm|conv(?!ert)|correlation|matrix|matmul|runtime_fusion|_myl_\w*Fc", re.I)
 _INTEGER_TACTIC = re.compile(r"i8i8|i8i32|imma|int8|dp4a", re.I)
 _FLOAT_TACTIC = re.compile(r"f16f16|f32f32|tf32|h884|h1688|h16816|hmma|sgemm|bf16", re.I)
-_PADDED_TO = (2, 4, 8, 16, 32)  # a product's outputs, with zeros: those of 29 labels are 30
 _DATATYPE = re.compile(r"\b(int8|fp16|half|fp32|float|bf16|bfloat16)\b", re.I)
 _NAMES = {"half": "fp16", "float": "fp32", "bfloat16": "bf16"}
 
@@ -175,10 +174,10 @@ class _BuiltLayer:
             return next(
                 (t for s, t in self.constants if s[:1] == shape[:1] and s[2:] == shape[2:]), None
             )
-        inputs, outputs = shape[-2:]
-        for size in (outputs, *(-(-outputs // unit) * unit for unit in _PADDED_TO)):
+        # Odd sizes are padded with a row or column of zeros: 29 labels have 30 outputs.
+        for sizes in (sorted(shape[-2:]), sorted(size + size % 2 for size in shape[-2:])):
             for found, dtype in self.constants:
-                if found[-2:] in {(inputs, size), (size, inputs)}:
+                if sorted(found[-2:]) == sizes:
                     return dtype
         return None
 

@@ -2,9 +2,10 @@
 
 import json
 
+import onnx_ir as ir
 import pytest
 
-from cnngru_edge.export.coverage_tensorrt import rtx_coverage, tensorrt_coverage
+from cnngru_edge.export.coverage_tensorrt import _BuiltLayer, tensorrt_coverage
 from cnngru_edge.models.receipt import HIDDEN, INT8
 
 HEAD = "/head/MatMul"
@@ -126,26 +127,37 @@ def test_only_a_block_that_is_not_opened_hides(precision, block):
     assert precision(block, kernel(), of="head") == INT8
 
 
+class Weight:
+    """As much of a graph's constant as is asked for."""
+
+    def __init__(self, *sizes):
+        self.shape = ir.Shape(sizes)
+
+
 @pytest.mark.parametrize(
-    ("shape", "expected"),
+    ("held", "weight", "expected"),
     [
-        ((1, 128, 12), INT8),
-        ((1, 16, 128), INT8),  # with four outputs of zeros
-        ((1, 128, 24), "not in the log"),
-        ((1, 128, 11), "not in the log"),
-        ((1, 96, 12), "not in the log"),
+        ("1,192,29", (192, 29), "Int8"),
+        ("1,192,30", (192, 29), "Int8"),  # of which one is zeros
+        ("30,192", (192, 29), "Int8"),
+        ("1,6,16", (5, 15), "Int8"),
+        ("1,192,31", (192, 29), None),
+        ("1,192,32", (192, 30), None),
+        ("1,96,30", (192, 29), None),
+        ("64,48,3,3", (64, 48, 3, 3), "Int8"),
+        ("64,64,3,3", (64, 48, 3, 3), "Int8"),
+        ("32,48,3,3", (64, 48, 3, 3), None),
     ],
 )
-def test_a_weight_in_a_build_log_may_be_padded(exported, shape, expected):
-    """The lines of TensorRT-RTX 1.7, of whose head with 29 labels the kernel has 30 outputs."""
-    log = (
-        "Name: /head/MatMul_myl0_21, LayerType: gemm, Inputs: [ { Name: q, Dimensions: [1,1,128], "
-        "Strides: [128,128,1], StrideOrder: [2,1,0], Datatype: Int8, Format: (Linear) Row major "
-        f"linear format }}], Constants: [ {{ Name: c, Dimensions: [{','.join(map(str, shape))}], "
-        "Strides: [1,1,128], StrideOrder: [2,0,1], Datatype: Int8, Format: (Transposed) Transposed "
-        "format }], Outputs: [ { Name: y, Dimensions: [1,1,16], Datatype: Half }], Metadata: "
-        "[ONNX Layer: /head/MatMul]"
+def test_a_weight_in_a_build_log_may_be_padded(held, weight, expected):
+    """As TensorRT-RTX 1.7 does it."""
+    line = (
+        "Name: /head/MatMul_myl0_21, LayerType: gemm, Inputs: [ { Name: q, Dimensions: [1,1,192], "
+        "Datatype: Int8, Format: (Linear) }], Constants: [ { Name: c, Dimensions: "
+        f"[{held}], Strides: [1], Datatype: Int8, Format: (Transposed) Transposed format }}], "
+        "Outputs: [ { Name: y, Dimensions: [1,1,30], Datatype: Half }], Metadata: [ONNX Layer: "
+        "/head/MatMul]"
     )
-    graph = exported / "model.int8.tensorrt-fp16.chunk.onnx"
-    receipt = rtx_coverage(graph, log, "1.7")
-    assert {layer.name: layer.precision for layer in receipt.layers}["head"] == expected
+    layer = _BuiltLayer.parse(line)
+    assert layer.comes_from("/head/MatMul")
+    assert layer.holding(Weight(*weight)) == expected
