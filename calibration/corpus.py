@@ -189,14 +189,15 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
             raise CorpusError(
                 f"{manifest}: line {line} has set {row['set']!r}, expected train, calib or eval"
             )
+        text = "" if is_noise else _text(row, f"{manifest}: line {line}")
         clip = Clip(
             manifest.with_name(f"{manifest.name}:{line}")
             if of_phrases
             else manifest.parent / row["path"],
-            row.get("label") or "",
+            row.get("label") or ("" if text or is_noise else SILENCE),
             _SET_NAMES[row["set"]],
             _speaker(row.get("speaker")),
-            "" if is_noise else _text(row, f"{manifest}: line {line}"),
+            text,
             of_phrases,
         )
         (noises if is_noise else clips).append(clip)

@@ -55,6 +55,11 @@ class Heard:
         """Not labelled as silence."""
         return self.clip.label != SILENCE
 
+    @property
+    def said(self) -> str:
+        """Its label, or its text if it has none."""
+        return self.clip.label or self.clip.text
+
 
 def name_in(corpus: Corpus, path: Path) -> str:
     """A clip's path inside the corpus."""
@@ -70,11 +75,11 @@ def of_all(corpus: Corpus, heard: Sequence[Heard], sample_rate: int) -> Iterator
     yield from _durations(heard)
     yield from _levels(heard)
     yield from _duplicates(heard)
-    if not any(clip.label for clip in corpus.clips):
+    if not any(clip.label or clip.text for clip in corpus.clips):
         what = "recordings without labels: neither labels, sets nor speakers are checked"
         yield Finding("labels", "note", what)
         return
-    yield from _labels(heard)
+    yield from _texts(heard) if any(map(_is_text, corpus.clips)) else _labels(heard)
     yield from _sets(corpus, heard)
     yield from _speakers(corpus)
 
@@ -207,11 +212,11 @@ def _duplicates(heard: Sequence[Heard]) -> Iterator[Finding]:
     across, named, within = [], [], []
     for group in copies.values():
         is_across = len({h.calibrates for h in group}) > 1
-        is_named = len({h.clip.label for h in group}) > 1
+        is_named = len({h.said for h in group}) > 1
         if is_across:
             across.append(group)
         if is_named:
-            named.append(sorted(group, key=lambda h: h.clip.label))
+            named.append(sorted(group, key=lambda h: h.said))
         if len(group) > 1 and not (is_across or is_named):
             within.append(group)
     yield from _copies(
@@ -220,7 +225,8 @@ def _duplicates(heard: Sequence[Heard]) -> Iterator[Finding]:
         "in calibration and evaluation",
         "remove them from one of the two, or the evaluation knows what it is asked",
     )
-    yield from _copies("error", named, "with two labels", "keep the label that is right")
+    kind = "texts" if any(map(_is_text, (h.clip for h in heard))) else "labels"
+    yield from _copies("error", named, f"with two {kind}", f"keep the {kind[:-1]} that is right")
     yield from _copies("warning", within, "in one set", "keep one of each: copies weigh double")
 
 
@@ -256,6 +262,18 @@ def _labels(heard: Sequence[Heard]) -> Iterator[Finding]:
             f"in evaluation but not in calibration: {', '.join(missing)}",
             "add recordings with that label to the calibration",
         )
+
+
+def _is_text(clip: Clip) -> bool:
+    return bool(clip.text) and not clip.label
+
+
+def _texts(heard: Sequence[Heard]) -> Iterator[Finding]:
+    texts = [h.clip.text.split() for h in heard if h.clip.text]
+    if texts:
+        longest, different = max(map(len, texts)), len({word for text in texts for word in text})
+        what = f"{len(texts)} of up to {longest} words, of {different} different ones"
+        yield Finding("texts", "note", what)
 
 
 def _sets(corpus: Corpus, heard: Sequence[Heard]) -> Iterator[Finding]:

@@ -361,11 +361,12 @@ def tune(
     What `export` makes of the new checkpoint carries it; the weights stay as they are.
     """
     from cnngru_edge.calibration.corpus import read_corpus
-    from cnngru_edge.export.tune import TuneConfig, background_clips
+    from cnngru_edge.export.tune import TuneConfig, background_clips, check_has_events
     from cnngru_edge.export.tune import tune as run_tuning
     from cnngru_edge.models.checkpoint import load_stream_checkpoint, save_checkpoint
 
     model = load_stream_checkpoint(checkpoint)
+    check_has_events(model.spec, checkpoint)
     corpus = read_corpus(data, task)
     clips = [clip for folder in background for clip in background_clips(folder)]
     with progress_bars() as bar:

@@ -170,13 +170,15 @@ class _BuiltLayer:
         """The data type in which this layer holds a weight, if it does."""
         assert weight.shape is not None
         shape = weight.shape.numpy()
-        for found, dtype in self.constants:
-            if len(shape) == 4:  # a convolution's, whose input channels may be padded
-                is_same = found[:1] == shape[:1] and found[2:] == shape[2:]
-            else:
-                is_same = sorted(found[-2:]) == sorted(shape[-2:])
-            if is_same:
-                return dtype
+        if len(shape) == 4:  # a convolution's, whose input channels may be padded
+            return next(
+                (t for s, t in self.constants if s[:1] == shape[:1] and s[2:] == shape[2:]), None
+            )
+        # Odd sizes are padded with a row or column of zeros: 29 labels have 30 outputs.
+        for sizes in (sorted(shape[-2:]), sorted(size + size % 2 for size in shape[-2:])):
+            for found, dtype in self.constants:
+                if sorted(found[-2:]) == sizes:
+                    return dtype
         return None
 
     def precision(self, weight: str) -> str:

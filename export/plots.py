@@ -48,7 +48,12 @@ class Curve(NamedTuple):
 
 
 def conditions_plot(comparison: Part, names: Sequence[str]) -> Markup:
-    """How much accuracy differs in each condition, with the interval."""
+    """How much accuracy, or WER, differs in each condition, with the interval."""
+    if found := comparison.get("error_rates"):
+        rates = [(one["condition"], one["rates"]) for one in found["conditions"]]
+        rows = [Interval(name, r["delta"], *r["delta_ci"]) for name, r in rates]
+        margin = comparison["margin"]
+        return interval_plot("WER, all clips", rows, margin, names, is_error=True)
     rows = [Interval(c["condition"], c["delta"], *c["delta_ci"]) for c in comparison["conditions"]]
     if len(rows) < 2:
         rows = [Interval("all clips", comparison["delta"], *comparison["delta_ci95"])]
@@ -63,6 +68,15 @@ def groups_plot(
         groups = sorted(groups, key=lambda group: group["delta"])[:most]
     rows = [Interval(group["group"], group["delta"], *group["delta_ci95"]) for group in groups]
     return interval_plot(title, rows, margin, names)
+
+
+def speakers_plot(comparison: Part, names: Sequence[str], most: int) -> Markup:
+    """How much WER differs, of the speakers who lose most."""
+    rows = [
+        Interval(one["speaker"], one["rates"]["delta"], *one["rates"]["delta_ci"])
+        for one in comparison["error_rates"]["by_speaker"][:most]
+    ]
+    return interval_plot("WER by speaker", rows, comparison["margin"], names, is_error=True)
 
 
 def coverage_plot(name: str, receipt: Part) -> Markup:
@@ -138,9 +152,17 @@ def sizes_plot(files: Sequence[Part]) -> Markup:
 
 
 def interval_plot(
-    title: str, rows: Sequence[Interval], margin: float, names: Sequence[str]
+    title: str,
+    rows: Sequence[Interval],
+    margin: float,
+    names: Sequence[str],
+    *,
+    is_error: bool = False,
 ) -> Markup:
-    """Differences and their intervals in percentage points; the margin is a band around zero."""
+    """Differences and their intervals in percentage points; the margin is a band around zero.
+
+    Of errors, more than zero is the loss.
+    """
     rows = [row for row in rows if None not in row]  # of no clips
     top = 16.0
     bottom = top + len(rows) * LINE + 4
@@ -156,7 +178,8 @@ def interval_plot(
     for i, row in enumerate(rows):
         y = top + LINE * (i + 0.5) + 2
         low, high = axis(row.low), axis(row.high)
-        dot = "dot lost" if row.value < -margin else "dot"
+        is_lost = row.value > margin if is_error else row.value < -margin
+        dot = "dot lost" if is_lost else "dot"
         parts += [
             svg.label(axis.start - 6, y + 4, row.label, _LABELS),
             *(svg.line(end, y - 3, end, y + 3, "whisker") for end in (low, high)),
@@ -166,7 +189,7 @@ def interval_plot(
         ]
     described = (
         "A dot for each difference and a line for its interval. The band is the margin of "
-        f"{margin:g} points; a hollow dot lies below it."
+        f"{margin:g} points; a hollow dot lies {'above' if is_error else 'below'} it."
     )
     return svg.drawing(title, described, bottom + BELOW, parts)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from cnngru_edge.export import plots, svg
 from cnngru_edge.export.artefacts import REPORT_HTML, REPORT_JSON
+from cnngru_edge.export.error_rate import Edit
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.errors import AudioError
 from cnngru_edge.runtime.audio import Recording
@@ -67,7 +68,7 @@ def render_report(report: Mapping[str, Any], hear: Hear) -> str:
         names=_names(comparison),
         verdict=_verdict(comparison) if comparison else None,
         facts=_facts(known),
-        flips=_heard(comparison["flips"], hear) if comparison else [],
+        flips=_heard(comparison, hear) if comparison else [],
     )
 
 
@@ -98,6 +99,7 @@ def _sections(report: Mapping[str, Any]) -> dict[str, str]:
             found |= sections
     if "confusion" in found and not report["comparison"]["confusion"]:
         del found["confusion"]  # of texts
+        found["accuracy"] = "Word errors"
     if "ranges" in found and not report["sensitivity"]["tensors"]:
         del found["ranges"]
     return found | {"made": "How it was made"}
@@ -185,17 +187,21 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return facts
 
 
-def _heard(flips: Sequence[Mapping[str, Any]], hear: Hear) -> list[dict[str, Any]]:
+def _heard(comparison: Mapping[str, Any], hear: Hear) -> list[dict[str, Any]]:
     """The flips, what was lost first, and for those that can be listened to the audio or why not.
 
     `outcome` is one of _OUTCOMES and `rank` its place; `audio` is a data URI, `silent` the reason
-    why there is none.
+    why there is none; `edits` are the words that each has wrong, of texts.
     """
+    rates = comparison.get("error_rates")
+    edits = {(one["path"], one["condition"]): one for one in (rates["flips"] if rates else ())}
     found: list[dict[str, Any]] = []
-    for flip in flips:
+    for flip in comparison["flips"]:
         lost, won = flip["reference"] == flip["true"], flip["candidate"] == flip["true"]
         rank = 0 if lost else 2 if won else 1
-        found.append({**flip, "rank": rank, "outcome": _OUTCOMES[rank]})
+        wrong = edits.get((flip["path"], flip["condition"]))
+        sides = wrong and [_edits(wrong[side]) for side in ("reference", "candidate")]
+        found.append({**flip, "rank": rank, "outcome": _OUTCOMES[rank], "edits": sides})
     found.sort(key=lambda flip: flip["rank"])
     for flip in found[:_PLAYED]:
         flip |= {"audio": None, "silent": None}
@@ -204,6 +210,10 @@ def _heard(flips: Sequence[Mapping[str, Any]], hear: Hear) -> list[dict[str, Any
         except (AudioError, OSError) as e:
             flip["silent"] = str(e)
     return found
+
+
+def _edits(edits: Sequence[Mapping[str, str]]) -> str:
+    return " ".join(str(Edit(**edit)) for edit in edits)
 
 
 def _wav_uri(recording: Recording) -> str:

@@ -19,6 +19,7 @@ from cnngru_edge.export.artefacts import (
 from cnngru_edge.export.compare import Comparison, interval_text
 from cnngru_edge.export.error_rate import ErrorRates
 from cnngru_edge.export.streaming import CANDIDATE, CARRIED, REFERENCE, Row, StreamingComparison
+from cnngru_edge.models.spec import CTC
 from cnngru_edge.runtime.agreement import sqnr_text
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     clean = comparison.clean
     if comparison.error_rates:
         _print_error_rates(comparison.error_rates, console)
+    what = "whole texts right: McNemar's" if comparison.error_rates else "McNemar's"
     console.print(
-        f"McNemar's exact p {clean.mcnemar_p:.3g}, Cohen's kappa of agreement {clean.kappa:.3f}",
+        f"{what} exact p {clean.mcnemar_p:.3g}, Cohen's kappa of agreement {clean.kappa:.3f}",
         highlight=False,
     )
     if comparison.left_out:
@@ -284,7 +286,10 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
     """What is inside an artefact."""
     for key in ("format", "sha256", "size_bytes", "backend", "target", "precision"):
         console.print(f"{key}: {found[key]}", highlight=False, soft_wrap=True)
-    console.print(f"labels: {', '.join(found['spec']['labels'])}", highlight=False, soft_wrap=True)
+    labels = ", ".join(found["spec"]["labels"])
+    if found["spec"]["family"] == CTC:
+        labels = f"a blank and {''.join(found['spec']['labels'][1:])!r}"
+    console.print(f"labels: {labels}", highlight=False, soft_wrap=True)
     for key in ("inputs", "outputs"):
         table = Table(key.removesuffix("s"), "dtype", "shape")
         for tensor in found[key]:

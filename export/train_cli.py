@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 @click.option(
     "--epochs",
     type=click.IntRange(1),
-    help="[default: 80; with --light 25; ctc 30, and 14 to go on]",
+    help="[default: 80; with --light 25; ctc 20, and 14 to go on]",
 )
 @click.option(
     "--read-delay",

@@ -25,8 +25,8 @@ from cnngru_edge.export.long_streams import (
     stream_logits,
     word_streams,
 )
-from cnngru_edge.models.errors import CorpusError, InputError, SessionError
-from cnngru_edge.models.spec import SILENCE, DecisionSpec, ModelSpec
+from cnngru_edge.models.errors import CorpusError, InputError, SessionError, SpecError
+from cnngru_edge.models.spec import CTC, SILENCE, DecisionSpec, ModelSpec
 from cnngru_edge.runtime.decode import softmax
 from cnngru_edge.runtime.session import Array, open_session
 
@@ -153,6 +153,15 @@ def tune(
             break
     assert best is not None  # there are always candidates
     return best, errors
+
+
+def check_has_events(spec: ModelSpec, checkpoint: Path) -> None:
+    """Refuse a model without words of its own."""
+    if spec.family == CTC:
+        raise SpecError(
+            f"{checkpoint}: a ctc model, whose texts end after {spec.endpoint.silence_s:g} s of "
+            "silence; only the events of a keyword model are tuned"
+        )
 
 
 def background_clips(folder: Path) -> list[Clip]:

@@ -151,7 +151,7 @@ class DecisionSpec:
 class EndpointSpec:
     """When the text of a stream is final."""
 
-    silence_s: float = 0.6  # of blanks and spaces after a character
+    silence_s: float = 1.0  # of blanks and spaces after a character; see benchmarks/endpoints.py
 
     def __post_init__(self) -> None:
         """Refuse what ends inside a word, or never."""

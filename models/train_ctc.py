@@ -49,7 +49,7 @@ CTC_SPEC = ModelSpec(
 """What a CTC model is where nothing else is asked for."""
 
 CTC_CONFIG = TrainConfig(
-    epochs=30, batch_size=16, learning_rate=3e-3, warmup_epochs=1.0, average_decay=0.99
+    epochs=20, batch_size=16, learning_rate=3e-3, warmup_epochs=1.0, average_decay=0.99
 )
 """How a CTC model is trained where nothing else is asked for."""
 

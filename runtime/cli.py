@@ -58,8 +58,8 @@ def _list_devices(context: click.Context, option: click.Parameter, is_asked: boo
     "--min-agreement",
     type=click.FloatRange(0, 1),
     default=ShadowConfig.min_agreement,
-    help="With --shadow: share of the clips, or of a stream's frames, with the reference's label; "
-    "crossed when it is proven to be less.",
+    help="With --shadow: share of the clips, or of the frames of a stream or a ctc model, with the "
+    "reference's label; crossed when it is proven to be less.",
 )
 @click.option(
     "--min-sqnr",

@@ -1,9 +1,9 @@
 """A few clips and what the float model says to them, beside the artefacts: a device tests itself.
 
 `golden.npz` holds, of N clips: `audio` int16 (all clips in a row), `lengths` (N,) in samples,
-`names` (N,), `labels` (N,) that the float model gives, `logits` float32 (all frames in a row, C);
-and `format`, `spec` (JSON), `sha256` (of the float graph), `sqnr_db` (the lowest of the INT8 forms
-over all clips, when they were exported).
+`names` (N,), `labels` (N,) or texts that the float model gives, `logits` float32 (all frames in a
+row, C); and `format`, `spec` (JSON), `sha256` (of the float graph), `sqnr_db` (the lowest of the
+INT8 forms over all clips, when they were exported).
 """
 
 import io
@@ -24,12 +24,12 @@ import numpy.typing as npt
 from cnngru_edge.models.atomic import file_sha256, write_file
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
 from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.models.whole_spec import Spec, streamable
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.agreement import power, sqnr_db
 from cnngru_edge.runtime.audio import Samples, read_audio
-from cnngru_edge.runtime.decode import clip_scores
 from cnngru_edge.runtime.session import SOURCE_KEY, Array, Session, open_session
 from cnngru_edge.runtime.stream import clip_logits, flushed
+from cnngru_edge.runtime.transcribe import clip_answer, clip_lead
 
 GOLDEN = "golden.npz"
 
@@ -99,7 +99,7 @@ class SelfTest:
 
     @property
     def passed(self) -> bool:
-        """Every label as expected, and no more noise than another rounding makes."""
+        """Every answer as expected, and no more noise than another rounding makes."""
         return not self.failures and self.sqnr_db >= self.min_sqnr_db
 
     def to_json(self) -> str:
@@ -114,7 +114,7 @@ class SelfTest:
             yield f"{failure.clip}: expected {failure.expected}, got {failure.found}"
         yield (
             f"{self.engine}: {'passed' if self.passed else 'failed'}: "
-            f"{self.clips - len(self.failures)} of {self.clips} labels as the float model's, SQNR "
+            f"{self.clips - len(self.failures)} of {self.clips} answers as the float model's, SQNR "
             f"{self.sqnr_db:.1f} dB, expected {self.min_sqnr_db:.1f} dB or more; {self.backend}, "
             f"{self.device}, {self.precision}"
         )
@@ -141,7 +141,7 @@ def selftest(engine: Path, golden: Path) -> SelfTest:
                 )
             signal += power(clip.logits)
             noise += power(clip.logits - logits)
-            label, _ = _answer(session.spec, logits)
+            label = clip_answer(session.spec, logits)
             if label != clip.label:
                 failures.append(Failure(clip.name, clip.label, label))
         return SelfTest(
@@ -173,8 +173,9 @@ def write_golden(
         chosen, answers = [], []
         for lead, clip in _in_turn(session, clips):
             found = [clip_logits(form, _samples(clip.audio)) for form in forms]
-            heard = [_answer(session.spec, logits) for logits in found]
-            if all(label == clip.label and by >= lead / 2 for label, by in heard):
+            spec = session.spec
+            is_same = (clip_answer(spec, logits) == clip.label for logits in found)
+            if all(is_same) and all(clip_lead(spec, logits) >= lead / 2 for logits in found):
                 chosen.append(clip)
                 answers.append(found)
             if len(chosen) == _CLIPS:
@@ -215,13 +216,6 @@ def read_golden(path: Path) -> Golden:
         ) from e
 
 
-def _answer(spec: Spec, logits: Array) -> tuple[str, float]:
-    """The label of a clip, and by how much its probability leads."""
-    scores = clip_scores(spec, logits)
-    second, best = np.sort(scores)[-2:]
-    return spec.labels[int(scores.argmax())], float(best - second)
-
-
 def _samples(audio: npt.NDArray[np.int16]) -> Samples:
     return audio.astype(np.float32) / np.float32(2**15)
 
@@ -237,10 +231,11 @@ def _in_turn(session: Session, paths: Sequence[Path]) -> Iterator[tuple[float, G
             continue  # whoever hears all of them names it
         audio = np.clip(np.rint(samples * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
         logits = clip_logits(session, _samples(audio))
-        label, lead = _answer(session.spec, logits)
+        label, lead = clip_answer(session.spec, logits), clip_lead(session.spec, logits)
         clip = GoldenClip(f"{path.parent.name}/{path.name}", audio, label, logits)
         by_label[label].append((min(lead, _CLEAR), clip))
     ranked = [sorted(by_label[k], key=lambda x: -x[0]) for k in sorted(by_label)]
+    ranked.sort(key=lambda found: -found[0][0])  # of texts there are as many as clips
     for found in chain.from_iterable(zip_longest(*ranked)):
         if found is not None:
             yield found
@@ -295,7 +290,7 @@ def _golden(arrays: dict[str, npt.NDArray[Any]]) -> Golden:
         raise ValueError(f"logits of shape {arrays['logits'].shape}, expected {sum(frames)} frames")
     logits = np.split(arrays["logits"], np.cumsum(frames)[:-1])
     for name, label, answer in zip(names, labels, logits, strict=True):
-        if _answer(spec, answer)[0] != label:
+        if clip_answer(spec, answer) != label:
             raise ValueError(f"{name} is labelled {label}, against its logits")
     clips = map(GoldenClip, names, audio, labels, logits)
     return Golden(spec, str(arrays["sha256"]), float(arrays["sqnr_db"]), tuple(clips))

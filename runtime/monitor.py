@@ -19,12 +19,12 @@ import soundfile
 
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.errors import EdgeError, SessionError
-from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.spec import CTC, ModelSpec
 from cnngru_edge.runtime.agreement import power, proves_more, sqnr_db
 from cnngru_edge.runtime.audio import Samples
-from cnngru_edge.runtime.decode import clip_scores
 from cnngru_edge.runtime.session import Array, HostStreams, Session, open_session
 from cnngru_edge.runtime.stream import Stream, clip_logits
+from cnngru_edge.runtime.transcribe import clip_answer
 
 MAX_FLIPS = 100
 """Files in a folder of flips: a device must not fill its disk with them."""
@@ -46,11 +46,16 @@ class ShadowConfig:
     99.5 % of the clips and 99.3 to 99.7 % of the frames, and the worst of them all had 12 dB; heard
     with eight times the gain, and clipped, 98.5 % and 6 dB. A model whose logits are doubled has
     0 dB.
+
+    A text of several words has one that differs too often to be a measure: of a CTC model clips
+    count by frames too. On 562 strings of words its INT8 model agreed on 97 % of the texts, on
+    99.7 % of the frames, and the worst second had 16 dB; with eight times the gain 98.2 % of the
+    frames, and 12 dB.
     """
 
     reference: Path  # the float artefact
     share: float = 0.05  # of the clips, or of the audio of a stream
-    min_agreement: float = 0.98  # share of the clips, or of a stream's frames, with the same label
+    min_agreement: float = 0.98  # share with the same label of the clips, or frames; see above
     min_sqnr_db: float = 6.0  # of the logits of each clip or segment
     flips: Path | None = None  # folder for the audio of what goes wrong
 
@@ -220,24 +225,30 @@ class Shadow:
     ) -> None:
         if state is None:
             expected = clip_logits(reference, audio)
-            labels = [clip_scores(self._spec, x)[None].argmax(-1) for x in (expected, found)]
         else:
             expected = _segment_logits(reference, audio, state)
-            labels = [x.argmax(-1) for x in (expected, found)]
+        labels = [x.argmax(-1) for x in (expected, found)]
         differs = labels[0] != labels[1]
+        share = float(differs.mean())
+        if state is None or self._spec.family == CTC:
+            said = [clip_answer(self._spec, x) for x in (expected, found)]
+        else:
+            said = [self._spec.labels[x[differs.argmax()]] for x in labels]
+        is_flip = said[0] != said[1]
+        if state is None and self._spec.family != CTC:
+            share = float(is_flip)
         signal, noise = power(expected), power(expected - found)
         sqnr = sqnr_db(signal, noise)
         with self._lock:
             self._checked += 1
-            self._flipped += float(differs.mean())
-            self._latest.append(float(differs.mean()))
+            self._flipped += share
+            self._latest.append(share)
             self._signal += signal
             self._noise += noise
             self._lowest = min(self._lowest, sqnr)
         self._judge(where, sqnr)
-        if differs.any() or sqnr < self.config.min_sqnr_db:
-            first = int(differs.argmax())
-            self._keep(where, audio, *(self._spec.labels[x[first]] for x in labels))
+        if is_flip or sqnr < self.config.min_sqnr_db:
+            self._keep(where, audio, *said)
 
     def _judge(self, where: str, sqnr: float) -> None:
         config = self.config

@@ -1,11 +1,15 @@
 """What a model says to a clip, of any family; and the texts of a stream, partial and final."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
 
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.models.whole_spec import Spec
 from cnngru_edge.runtime.ctc import DecodeConfig, Transcript, decoder_of, frame_s
-from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.decode import clip_scores, softmax
 from cnngru_edge.runtime.session import Array
 
 
@@ -14,6 +18,33 @@ def clip_answer(spec: Spec, logits: Array) -> str:
     if spec.writes_text:
         return clip_transcript(spec, logits).text
     return spec.labels[int(clip_scores(spec, logits).argmax())]
+
+
+def clip_lead(spec: Spec, logits: Array) -> float:
+    """How sure the answer to a clip is: by how much the best probability exceeds the second.
+
+    Of a text, in that frame where this is least of those in which the second label, in place of the
+    best, would write another text.
+    """
+    if not spec.writes_text:
+        second, best = np.sort(clip_scores(spec, logits))[-2:]
+        return float(best - second)
+    probabilities = softmax(logits.astype(np.float64))
+    seconds, path = np.argsort(probabilities, 1)[:, -2:].T.tolist()
+    ordered = np.sort(probabilities, 1)
+    leads = ordered[:, -1] - ordered[:, -2]
+    text = _written(spec, path)
+    for frame in np.argsort(leads).tolist():
+        other = [*path[:frame], seconds[frame], *path[frame + 1 :]]
+        if _written(spec, other) != text:
+            return float(leads[frame])
+    return 1.0
+
+
+def _written(spec: Spec, path: Sequence[int]) -> str:
+    """The text of a label for each frame."""
+    text = "".join(spec.labels[label] for label, _ in groupby(path) if label)
+    return " ".join(text.split())
 
 
 def clip_transcript(spec: Spec, logits: Array, config: DecodeConfig | None = None) -> Transcript:

@@ -155,7 +155,7 @@ def test_a_text_is_its_column_or_the_word_or_the_label(manifest):
     root = manifest("path,set,text", "a.wav,eval,it's the café", "b.wav,eval,")
     assert [(clip.label, clip.text) for clip in read_corpus(root).clips] == [
         ("", "it's the café"),
-        ("", ""),
+        ("silence", ""),
     ]
 
 

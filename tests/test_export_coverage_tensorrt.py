@@ -2,9 +2,10 @@
 
 import json
 
+import onnx_ir as ir
 import pytest
 
-from cnngru_edge.export.coverage_tensorrt import tensorrt_coverage
+from cnngru_edge.export.coverage_tensorrt import _BuiltLayer, tensorrt_coverage
 from cnngru_edge.models.receipt import HIDDEN, INT8
 
 HEAD = "/head/MatMul"
@@ -124,3 +125,39 @@ def test_integers_that_are_only_stored_are_not_multiplied(precision):
 def test_only_a_block_that_is_not_opened_hides(precision, block):
     assert precision(block) == HIDDEN
     assert precision(block, kernel(), of="head") == INT8
+
+
+class Weight:
+    """As much of a graph's constant as is asked for."""
+
+    def __init__(self, *sizes):
+        self.shape = ir.Shape(sizes)
+
+
+@pytest.mark.parametrize(
+    ("held", "weight", "expected"),
+    [
+        ("1,192,29", (192, 29), "Int8"),
+        ("1,192,30", (192, 29), "Int8"),  # of which one is zeros
+        ("30,192", (192, 29), "Int8"),
+        ("1,6,16", (5, 15), "Int8"),
+        ("1,192,31", (192, 29), None),
+        ("1,192,32", (192, 30), None),
+        ("1,96,30", (192, 29), None),
+        ("64,48,3,3", (64, 48, 3, 3), "Int8"),
+        ("64,64,3,3", (64, 48, 3, 3), "Int8"),
+        ("32,48,3,3", (64, 48, 3, 3), None),
+    ],
+)
+def test_a_weight_in_a_build_log_may_be_padded(held, weight, expected):
+    """As TensorRT-RTX 1.7 does it."""
+    line = (
+        "Name: /head/MatMul_myl0_21, LayerType: gemm, Inputs: [ { Name: q, Dimensions: [1,1,192], "
+        "Datatype: Int8, Format: (Linear) }], Constants: [ { Name: c, Dimensions: "
+        f"[{held}], Strides: [1], Datatype: Int8, Format: (Transposed) Transposed format }}], "
+        "Outputs: [ { Name: y, Dimensions: [1,1,30], Datatype: Half }], Metadata: [ONNX Layer: "
+        "/head/MatMul]"
+    )
+    layer = _BuiltLayer.parse(line)
+    assert layer.comes_from("/head/MatMul")
+    assert layer.holding(Weight(*weight)) == expected

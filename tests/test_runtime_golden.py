@@ -130,7 +130,7 @@ def test_what_was_exported_passes(golden, exported, name):
     assert (found.clips, found.failures) == (16, ())
     (line,) = found.lines
     assert re.fullmatch(
-        rf"{re.escape(str(exported / name))}: passed: 16 of 16 labels as the float model's, SQNR "
+        rf"{re.escape(str(exported / name))}: passed: 16 of 16 answers as the float model's, SQNR "
         rf"(\d+\.\d|inf) dB, expected \d+\.\d dB or more; (onnxruntime|torch) .+",
         line,
     )
@@ -169,7 +169,7 @@ def test_a_damaged_model_is_found(golden, exported, tmp_path):
         f"{found.failures[0].clip}: expected {expected[found.failures[0].clip]}, got "
         f"{found.failures[0].found}"
     )
-    assert ": failed: 0 of 16 labels as the float model's, SQNR -" in last
+    assert ": failed: 0 of 16 answers as the float model's, SQNR -" in last
 
 
 def test_a_little_damage_is_found_by_its_noise(golden, exported, tmp_path):
@@ -284,7 +284,7 @@ def test_the_command_finds_the_golden_set_beside_the_engine(golden, exported, tm
     (tmp_path / GOLDEN).symlink_to(golden)
     result = CliRunner().invoke(main, ["selftest", "--engine", str(engine)])
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith(f"{engine}: passed: 16 of 16 labels")
+    assert result.stdout.startswith(f"{engine}: passed: 16 of 16 answers")
 
 
 def test_the_command_prints_json_and_fails(golden, exported, tmp_path):
