@@ -25,6 +25,7 @@ from cnngru_edge.export.options import (
     plan_option,
     task_option,
 )
+from cnngru_edge.export.source import load_source, source_options
 from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
 from cnngru_edge.export.train_cli import train
 from cnngru_edge.export.verdict_cli import compare, inspect, sensitivity
@@ -75,7 +76,7 @@ main.add_command(train)
 
 
 @main.command()
-@click.argument("checkpoint", type=FILE, required=False)
+@source_options
 @click.option("--out", type=FILE, required=True, help="Folder to write to.")
 @data_option
 @task_option
@@ -97,6 +98,10 @@ main.add_command(train)
 @click.option("--force", is_flag=True, help="Go on with recordings that the audit calls unfit.")
 def export(
     checkpoint: Path | None,
+    module: str | None,
+    weights: Path | None,
+    onnx: Path | None,
+    spec: Path | None,
     out: Path,
     data: Path | None,
     task: str | None,
@@ -109,7 +114,8 @@ def export(
 ) -> None:
     """Trace, calibrate, quantize, build and compare a CHECKPOINT: all is written or nothing.
 
-    Without a CHECKPOINT it takes the keyword model that comes with the package.
+    Without a CHECKPOINT it takes the keyword model that comes with the package. --model takes a
+    module of your own, --onnx a float ONNX file.
     """
     if plan and max_drop is not None:
         raise click.UsageError(
@@ -118,10 +124,8 @@ def export(
     from cnngru_edge.calibration.corpus import demo_of, read_corpus
     from cnngru_edge.export import pipeline
     from cnngru_edge.export.summary import print_summary
-    from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
 
-    checkpoint = checkpoint or PRETRAINED / "kws12.safetensors"
-    model = load_checkpoint(checkpoint)
+    model, name, known = load_source(checkpoint, module, weights, onnx, spec)
     corpus = read_corpus(data or demo_of(model.spec), task)
     with progress_bars() as bar:
         report = pipeline.export(
@@ -134,7 +138,8 @@ def export(
             min_coverage=min_coverage,
             chunk_frames=chunk_frames,
             force=force,
-            name=checkpoint.stem,
+            name=name,
+            notes=known,
             command=command_line(),
             progress=advance_of(bar),
         )
@@ -143,17 +148,27 @@ def export(
 
 
 @main.command()
-@click.argument("checkpoint", type=FILE)
+@source_options
 @click.option("--out", type=FILE, required=True, help="Folder to write to.")
 @data_option
 @task_option
-def trace(checkpoint: Path, out: Path, data: Path | None, task: str | None) -> None:
+def trace(
+    checkpoint: Path | None,
+    module: str | None,
+    weights: Path | None,
+    onnx: Path | None,
+    spec: Path | None,
+    out: Path,
+    data: Path | None,
+    task: str | None,
+) -> None:
     """Write TorchScript and float ONNX of a CHECKPOINT, checked against it on recordings."""
     from cnngru_edge.calibration.corpus import demo_of, read_corpus
     from cnngru_edge.export import pipeline
-    from cnngru_edge.models.checkpoint import load_checkpoint
 
-    model = load_checkpoint(checkpoint)
+    model, _, known = load_source(checkpoint, module, weights, onnx, spec)
+    for note in known:
+        click.echo(f"warning: {note}", err=True)
     corpus = read_corpus(data or demo_of(model.spec), task)
     for parity in pipeline.trace(model, out, pipeline.parity_clips(corpus.clips, model.spec)):
         click.echo(

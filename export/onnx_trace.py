@@ -30,9 +30,12 @@ def traced(
         free: for each name the axes that may have any length, and their letters.
     """
     buffer = io.BytesIO()
+    # What it cannot export it prints, the whole graph; the error says as much in a line.
+    torch._C._jit_set_onnx_log_enabled(False)
     with warnings.catch_warnings():
         # This exporter keeps nn.GRU as one GRU node at opset 17; the newer one does neither.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python")
         warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size")
         torch.onnx.export(

@@ -9,8 +9,9 @@ import torch
 
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import ParityError
+from cnngru_edge.models.own import OwnModel, has_cells
 from cnngru_edge.models.whole import WholeModel
-from cnngru_edge.models.whole_spec import WholeSpec
+from cnngru_edge.models.whole_spec import WholeSpec, fixed_length_of
 from cnngru_edge.runtime.audio import pad_to_multiple
 from cnngru_edge.runtime.inputs import fitted
 from cnngru_edge.runtime.session import Array, Session, initial_state, open_session
@@ -44,9 +45,21 @@ def check_parity(model: CnnGru | WholeModel, artefact: Path, clips: Sequence[Arr
     if not errors[tensor] <= TOLERANCE:
         raise ParityError(
             f"{artefact.name}: tensor {tensor!r} differs from torch by {errors[tensor]:.3g}, "
-            f"allowed are {TOLERANCE:g}"
+            f"allowed are {TOLERANCE:g}{_advice(model)}"
         )
     return Parity(artefact, tensor, errors[tensor])
+
+
+def _advice(model: CnnGru | WholeModel) -> str:
+    """What may be the matter with a module that is not ours."""
+    if not isinstance(model, OwnModel):
+        return ""
+    if has_cells(model) and fixed_length_of(model.spec.input) is None:
+        return (
+            "; its cells are called in a loop over frames in Python, so the graph is for one "
+            "length: give that under [input] of the spec"
+        )
+    return "; forward does in Python what depends on its input, which cannot be traced"
 
 
 def _largest(found: Array, expected: Array) -> float:
@@ -60,7 +73,7 @@ def _outputs(
 ) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
     """What torch and the artefact give, for each case."""
     if isinstance(model, WholeModel):
-        for given in _cases([fitted(model.spec, clip) for clip in clips]):
+        for given in _whole_cases(model, clips):
             expected = model.eval()(torch.from_numpy(given)).numpy()
             yield {"logits": expected}, session.run({model.spec.input.name: given})
         return
@@ -73,6 +86,15 @@ def _cases(clips: Sequence[Array]) -> list[Array]:
     """Each clip alone, and all of them as one batch."""
     length = min(clip.shape[-1] for clip in clips)
     return [*(clip[None] for clip in clips), np.stack([clip[..., :length] for clip in clips])]
+
+
+def _whole_cases(model: WholeModel, clips: Sequence[Array]) -> list[Array]:
+    """The same, and a part of the first: recordings are often all of one length."""
+    part = clips[0][..., : 1 + clips[0].shape[-1] * 5 // 8]
+    inputs = [fitted(model.spec, clip) for clip in (part, *clips)]
+    if isinstance(model, OwnModel) and not model.free_batch:
+        return [given[None] for given in inputs]
+    return [inputs[0][None], *_cases(inputs[1:])]
 
 
 def _torch_outputs(model: CnnGru, audio: Array) -> dict[str, Array]:

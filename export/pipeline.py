@@ -45,6 +45,7 @@ from cnngru_edge.export.flips import hear_again
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.long_streams import load
 from cnngru_edge.export.onnx_export import export_onnx
+from cnngru_edge.export.own_onnx import OnnxModel
 from cnngru_edge.export.parity import Parity, check_parity
 from cnngru_edge.export.plan import Plan, search_fields
 from cnngru_edge.export.quantize import layers_in, quantize_onnx
@@ -63,7 +64,8 @@ from cnngru_edge.export.trt_builder import BuildConfig, can_build, target_of
 from cnngru_edge.models.atomic import staged, write_file
 from cnngru_edge.models.checkpoint import load_checkpoint
 from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.errors import CorpusError, ExportError, InputError
+from cnngru_edge.models.errors import CorpusError, EdgeError, ExportError, InputError
+from cnngru_edge.models.own import OwnModel
 from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.models.whole import WholeModel
@@ -87,13 +89,28 @@ Progress = Callable[[str, int, int], None]
 
 
 def trace(model: Model, out: Path, clips: Sequence[Array]) -> list[Parity]:
-    """Write TorchScript and float ONNX of a model, if both equal torch on these clips."""
+    """Write TorchScript and float ONNX of a model, if both equal torch on these clips.
+
+    A module that is not ours is for one input at a time if several are not what it answers alike;
+    an ONNX file has no TorchScript.
+    """
     folded = model.for_export()
     with staged(out) as stage:
-        export_torchscript(folded, stage / TORCHSCRIPT)
+        if isinstance(model, OnnxModel):
+            names = [FLOAT]
+        else:
+            names = [TORCHSCRIPT, FLOAT]
+            export_torchscript(folded, stage / TORCHSCRIPT)
+        try:
+            export_onnx(folded, stage / FLOAT)
+            # Against the model as it was trained: folding batch norms is part of what is checked.
+            return [check_parity(model, stage / name, clips) for name in names]
+        except EdgeError:
+            if not isinstance(model, OwnModel) or not model.free_batch:
+                raise
+        model.free_batch = False
         export_onnx(folded, stage / FLOAT)
-        # Against the model as it was trained: folding the batch norms is part of what is checked.
-        return [check_parity(model, stage / name, clips) for name in (TORCHSCRIPT, FLOAT)]
+        return [check_parity(model, stage / name, clips) for name in names]
 
 
 def export(
@@ -108,6 +125,7 @@ def export(
     chunk_frames: int = 1,
     force: bool = False,
     name: str = "",
+    notes: Sequence[str] = (),
     command: str = "",
     progress: Progress = lambda stage, done, total: None,
 ) -> ExportReport:
@@ -125,6 +143,7 @@ def export(
         chunk_frames: output frames that the chunk forms take at a time.
         force: go on with recordings that the audit calls unfit.
         name: of the model, in the report.
+        notes: what is known of the model, for the report.
         command: that the report says it was made by.
         progress: see Progress.
 
@@ -135,7 +154,7 @@ def export(
             was planned.
         EdgeError: any other stage's own.
     """
-    report = ExportReport(out)
+    report = ExportReport(out, notes=[*notes])
     model = load_checkpoint(source) if isinstance(source, Path) else source
     name = name or (source.stem if isinstance(source, Path) else "")
     spec: Spec = model.spec

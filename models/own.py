@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cnngru_edge.models.errors import SpecError
 from cnngru_edge.models.own_features import ClipFeatures
 from cnngru_edge.models.whole import WholeModel
-from cnngru_edge.models.whole_spec import OWN, AudioInput, WholeSpec
+from cnngru_edge.models.whole_spec import OWN, AudioInput, TokenInput, WholeSpec
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -93,18 +93,24 @@ class OwnModel(WholeModel):
 
     def forward(self, given: Tensor) -> Tensor:
         """Logits (N, T, C) of what `spec.input` describes."""
-        logits = self.answered(given)
-        if logits.dim() == 2:
-            return logits[:, None]
-        return logits.transpose(0, 1) if self.time_first else logits
+        return self.logits_of(self.answered(self.given_to_module(given)))
 
-    def answered(self, given: Tensor) -> Tensor:
-        """What the module itself gives: (N, C), (N, T, C) or (T, N, C)."""
-        x = self.given_to_module(given)
+    def logits_of(self, answer: Tensor) -> Tensor:
+        """Logits (N, T, C) of what the module itself gives."""
+        if answer.dim() == 2:
+            return answer[:, None]
+        return answer.transpose(0, 1) if self.time_first else answer
+
+    def answered(self, x: Tensor) -> Tensor:
+        """What the module itself gives: (N, C), (N, T, C) or (T, N, C).
+
+        Args:
+            x: what `given_to_module` gives.
+        """
         more: list[Any] = []
         if self._wants in _LENGTHS:
             # A sum, so that a tracer sees where the number comes from.
-            more = [x.new_ones(x.shape[0], self._frames(x)).sum(1).long()]
+            more = [x.new_ones(x.shape[0], x.shape[self.time_axis]).sum(1).long()]
         elif self._wants in _STATES:
             make = getattr(self.module, "init_hidden", None)
             more = [make(x.shape[0]) if callable(make) else None]
@@ -122,9 +128,13 @@ class OwnModel(WholeModel):
         """Itself: batch norms are folded in the graph, whatever they follow."""
         return self.eval()
 
-    def _frames(self, x: Tensor) -> int:
-        layout = self.spec.input.layout if isinstance(self.spec.input, AudioInput) else ""
-        return x.shape[layout.index("T")] if "T" in layout else x.shape[-1]
+    @property
+    def time_axis(self) -> int:
+        """Of what the module takes, the axis that is as long as the input is."""
+        kind = self.spec.input
+        if isinstance(kind, AudioInput):
+            return kind.layout.index("S" if kind.features is None else "T")
+        return 1 if isinstance(kind, TokenInput) else 3
 
 
 def load_own(name: str, checkpoint: Path, own: OwnSpec) -> OwnModel:
@@ -265,7 +275,7 @@ def check_runs(model: OwnModel, given: Tensor) -> None:
     for count in (1, 3) if model.free_batch else (1,):
         x = given.expand(count, *given.shape[1:]).clone()
         with torch.inference_mode():
-            shape = tuple(model.given_to_module(x).shape)
+            x = model.given_to_module(x)
             try:
                 logits = model.answered(x)
             except SpecError:
@@ -273,8 +283,8 @@ def check_runs(model: OwnModel, given: Tensor) -> None:
             except Exception as e:  # whatever the module raises
                 reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
                 raise SpecError(
-                    f"the module does not run on an input of shape {shape} ({reason}); kind, "
-                    "layout and features of [input] say what it is given"
+                    f"the module does not run on an input of shape {tuple(x.shape)} ({reason}); "
+                    "kind, layout and features of [input] say what it is given"
                 ) from e
         if logits.shape[-1] != len(spec.labels):
             raise SpecError(
@@ -364,7 +374,7 @@ def _recurrent_sizes(model: OwnModel, given: Tensor) -> dict[str, list[tuple[int
     try:
         with torch.inference_mode():
             for count in (2, 3):
-                model.answered(given.expand(count, *given.shape[1:]).clone())
+                model(given.expand(count, *given.shape[1:]).clone())
     finally:
         for hook in hooks:
             hook.remove()

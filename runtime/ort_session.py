@@ -66,7 +66,12 @@ class OrtSession:
     def run(self, feed: Feed) -> dict[str, Array]:
         """All outputs for a feed of all inputs, both by name."""
         names = [output.name for output in self.outputs]
-        return dict(zip(names, self._session.run(names, dict(feed)), strict=True))
+        try:
+            values = self._session.run(names, dict(feed))
+        except Exception as e:  # its exceptions have no common base but this
+            reason = str(e).strip().splitlines()[-1]
+            raise SessionError(f"ONNX Runtime does not run this input ({reason})") from e
+        return dict(zip(names, values, strict=True))
 
     def __enter__(self) -> "OrtSession":
         return self

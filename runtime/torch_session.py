@@ -52,12 +52,16 @@ class TorchSession:
     def run(self, feed: Feed) -> dict[str, Array]:
         """All outputs for a feed of all inputs, both by name."""
         first, *state = (torch.from_numpy(feed[i.name]) for i in self.inputs)
-        with torch.inference_mode():
-            if isinstance(self.spec, ModelSpec):
-                logits, state_next = self._module(first, tuple(state))
-                values = (logits, *state_next)
-            else:
-                values = (self._module(first),)
+        try:
+            with torch.inference_mode():
+                if isinstance(self.spec, ModelSpec):
+                    logits, state_next = self._module(first, tuple(state))
+                    values = (logits, *state_next)
+                else:
+                    values = (self._module(first),)
+        except RuntimeError as e:
+            reason = str(e).strip().splitlines()[-1]
+            raise SessionError(f"torch does not run this input ({reason})") from e
         return {o.name: v.numpy() for o, v in zip(self.outputs, values, strict=True)}
 
     def __enter__(self) -> "TorchSession":

@@ -1,0 +1,204 @@
+"""The graph of a module or file that is not ours: our features, its layers, our logits."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import rnn
+
+from cnngru_edge.calibration.collect import FRONTEND_NODES
+from cnngru_edge.export.normal_form import normalize
+from cnngru_edge.export.onnx_trace import traced
+from cnngru_edge.export.own_onnx import OnnxModel
+from cnngru_edge.models.errors import ExportError, SpecError
+from cnngru_edge.models.own import OwnModel
+from cnngru_edge.models.whole_spec import LETTERS, AudioInput, fixed_length_of
+from cnngru_edge.runtime.inputs import example_input
+
+_GIVEN = "given"
+"""What a module is given by the nodes before it."""
+_RECURRENT = {"GRU", "LSTM", "RNN"}
+
+
+def own_graph(model: OwnModel) -> ir.Model:
+    """The graph in normal form, batch and length free where the model and its spec allow it.
+
+    Raises:
+        ExportError: torch cannot trace it, or the file is not a float graph.
+    """
+    kind = model.spec.input
+    body = _read(model) if isinstance(model, OnnxModel) else _traced(model)
+    (given,) = body.graph.inputs
+    if isinstance(kind, AudioInput) and (model.log_mel or "1" in kind.layout):
+        body = _behind_features(model, body)
+    else:
+        given.name = kind.name
+    (given,) = body.graph.inputs
+    rows = "N" if model.free_batch else 1
+    length = fixed_length_of(kind) or LETTERS[kind.name]
+    given.shape = ir.Shape([rows, *example_input(model.spec).shape[:-1], length])
+    return body
+
+
+class _Body(nn.Module):
+    """The module, and its answer as logits (N, T, C)."""
+
+    def __init__(self, model: OwnModel) -> None:
+        super().__init__()
+        self.module, self._model = model.module, [model]  # a list: no module of this one
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of what the module takes."""
+        (model,) = self._model
+        return model.logits_of(model.answered(x))
+
+
+class _Front(nn.Module):
+    """What comes before the module: features, and the order of axes."""
+
+    def __init__(self, model: OwnModel) -> None:
+        super().__init__()
+        self.log_mel, self._order = model.log_mel, model.given_to_module
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """What the module is given of (N, S)."""
+        return self._order(audio)
+
+
+def _traced(model: OwnModel) -> ir.Model:
+    example = torch.from_numpy(example_input(model.spec)[None])
+    with torch.no_grad():
+        example = model.given_to_module(example)
+    free: dict[str, dict[int, str]] = {_GIVEN: {}, "logits": {}}
+    if model.free_batch:
+        free[_GIVEN][0] = free["logits"][0] = "N"
+    if fixed_length_of(model.spec.input) is None:
+        free[_GIVEN][model.time_axis] = "L"
+        if model.spec.writes_text:
+            free["logits"][1] = "T"
+    # What it cannot export it prints as a whole graph; the error says as much in a line.
+    quiet = patch.object(torch._C, "_jit_onnx_log", lambda *_: None)
+    try:
+        with _unpacked(), quiet, warnings.catch_warnings():
+            # Whether the trace is right is seen when it answers as the module does.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+            graph = traced(_Body(model), (example,), [_GIVEN], ["logits"], free)
+    except SpecError:
+        raise
+    except Exception as e:  # torch's exporter has no common base, and runs the owner's code
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        reason = reason.partition(" Please feel free")[0].partition("  [Caused by")[0]
+        raise ExportError(
+            f"this module cannot be traced ({type(e).__name__}: {reason}); give one length under "
+            "[input] of the spec if it needs one, and what is computed of audio under "
+            "[input.features]; forward may use tensors only"
+        ) from e
+    for node in graph.graph.all_nodes():
+        node.name = (node.name or "").replace("/module/", "/", 1)
+        if node.op_type in _RECURRENT and len(node.inputs) > 4 and node.inputs[4] is not None:
+            node.replace_input_with(4, None)  # lengths: every clip is whole here
+    for value in list(graph.graph.initializers.values()):
+        own = (value.name or "").removeprefix("module.")
+        if own != value.name and own not in graph.graph.initializers:
+            value.name = own
+    normalize(graph)
+    return graph
+
+
+def _read(model: OnnxModel) -> ir.Model:
+    """The graph of a file, its first output as logits."""
+    path = model.module.path
+    try:
+        graph = ir.load(path)
+        normalize(graph)
+    except ExportError as e:
+        raise ExportError(f"{path}: {e}") from e
+    (given,) = graph.graph.inputs
+    if given.dtype == ir.DataType.INT32:
+        _cast_from_int64(graph.graph, given)
+    example = torch.from_numpy(example_input(model.spec)[None])
+    answer = model.answered(model.given_to_module(example))
+    _write_logits(graph.graph, answer.dim() == 3, model.time_first)
+    return graph
+
+
+def _behind_features(model: OwnModel, body: ir.Model) -> ir.Model:
+    """The graph with the features, and the order of axes, before it."""
+    example = (torch.from_numpy(example_input(model.spec)[None]),)
+    free = {"audio": {0: "N", 1: "S"}, _GIVEN: {0: "N"}}
+    before = traced(_Front(model), example, ["audio"], [_GIVEN], free)
+    normalize(before)
+    (given,) = body.graph.inputs
+    given.name = f"{_GIVEN}_to_module"
+    version = min(before.ir_version, body.ir_version)
+    first, second = ir.to_proto(before), ir.to_proto(body)
+    first.ir_version = second.ir_version = version
+    # All of it is the front-end, whatever it is called.
+    first = onnx.compose.add_prefix(first, FRONTEND_NODES, rename_inputs=False)
+    try:
+        joined = onnx.compose.merge_models(
+            first, second, io_map=[(first.graph.output[0].name, given.name)]
+        )
+    except ValueError as e:
+        raise ExportError(f"features cannot be put before this graph ({e})") from e
+    return ir.from_proto(joined)
+
+
+def _cast_from_int64(graph: ir.Graph, given: ir.Value) -> None:
+    tape = ir.tape.Tape(graph)
+    uses = list(given.uses())
+    cast = tape.op("Cast", [given], {"to": ir.DataType.INT32.value})
+    cast.name = "tokens_int32"
+    for node, index in uses:
+        node.replace_input_with(index, cast)
+    given.dtype = ir.DataType.INT64
+    graph.insert_before(graph[0], tape.nodes)
+
+
+def _write_logits(graph: ir.Graph, has_frames: bool, time_first: bool) -> None:
+    """One output of that name, (N, T, C)."""
+    logits = graph.outputs[0]
+    del graph.outputs[1:]
+    tape = ir.tape.Tape(graph)
+    if not has_frames:
+        axis = tape.initializer(ir.tensor(np.array([1], np.int64)), name="frame_axis")
+        graph.outputs[0] = tape.op("Unsqueeze", [logits, axis])
+    elif time_first:
+        graph.outputs[0] = tape.op("Transpose", [logits], {"perm": [1, 0, 2]})
+    graph.extend(tape.nodes)
+    written = graph.outputs[0]
+    written.name, written.dtype, written.shape = "logits", ir.DataType.FLOAT, None
+
+
+@contextmanager
+def _unpacked() -> Iterator[None]:
+    """While it lasts, sequences are packed by leaving them as they are: every clip is whole here.
+
+    Torch's exporter has no packed sequences. A name is replaced wherever a module has imported it.
+    """
+    instead: dict[Any, Any] = {
+        rnn.pack_padded_sequence: lambda x, *_, **__: x,
+        rnn.pad_packed_sequence: lambda x, *_, **__: (x, None),
+    }
+    found = [
+        (module, name, value)
+        for module in list(sys.modules.values())
+        for name, value in list(vars(module).items())
+        if type(value) is FunctionType and value in instead  # no proxy, which would be asked
+    ]
+    try:
+        for module, name, value in found:
+            setattr(module, name, instead[value])
+        yield
+    finally:
+        for module, name, value in found:
+            setattr(module, name, value)

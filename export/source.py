@@ -1,0 +1,91 @@
+"""Where a model comes from: a checkpoint of ours, a module and its weights, or an ONNX file."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cnngru_edge.runtime.cli import FILE
+
+if TYPE_CHECKING:
+    from cnngru_edge.export.pipeline import Model
+    from cnngru_edge.models.own import OwnModel
+
+
+def source_options(command: Any) -> Any:
+    """The argument and the options that say which model is meant; see `load_source`."""
+    for option in (
+        click.option(
+            "--spec",
+            type=FILE,
+            help="With --model or --onnx: a TOML file with the labels, and what the input is.",
+        ),
+        click.option("--onnx", type=FILE, help="A float ONNX file of any exporter."),
+        click.option("--checkpoint", "weights", type=FILE, help="With --model: its weights."),
+        click.option(
+            "--model",
+            "module",
+            metavar="PACKAGE.MODULE:CLASS",
+            help="A torch module of your own; its code is run.",
+        ),
+        click.argument("checkpoint", type=FILE, required=False),
+    ):
+        command = option(command)
+    return command
+
+
+def load_source(
+    checkpoint: Path | None,
+    module: str | None,
+    weights: Path | None,
+    onnx: Path | None,
+    spec: Path | None,
+) -> tuple["Model", str, list[str]]:
+    """The model, its name, and what should be known of it.
+
+    Raises:
+        SpecError: it cannot be loaded, or does not run as its spec says.
+    """
+    if onnx and (module or checkpoint or weights):
+        raise click.UsageError("--onnx is all of a model; leave --model and CHECKPOINT out")
+    if not (module or onnx):
+        if spec or weights:
+            raise click.UsageError("--spec and --checkpoint are for --model, --spec for --onnx too")
+        from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
+
+        checkpoint = checkpoint or PRETRAINED / "kws12.safetensors"
+        return load_checkpoint(checkpoint), checkpoint.stem, []
+    if spec is None:
+        raise click.UsageError(
+            "--model and --onnx need a --spec: labels, and what the input is (see the README)"
+        )
+    from cnngru_edge.models.own import OwnSpec, load_own
+
+    own = OwnSpec.load(spec)
+    if onnx:
+        from cnngru_edge.export.own_onnx import load_onnx
+
+        model: OwnModel = load_onnx(onnx, own)
+        return model, onnx.stem, _looked_at(model)
+    assert module is not None
+    if weights and checkpoint:
+        raise click.UsageError("two checkpoints; --checkpoint is the same as CHECKPOINT")
+    weights = weights or checkpoint
+    if weights is None:
+        raise click.UsageError("--model needs its weights: --checkpoint")
+    model = load_own(module, weights, own)
+    return model, weights.stem, _looked_at(model)
+
+
+def _looked_at(model: "OwnModel") -> list[str]:
+    """Run it once, and say in its spec what keeps it from being a stream."""
+    import torch
+
+    from cnngru_edge.models.own import check_runs, warnings_about, why_whole
+    from cnngru_edge.runtime.inputs import example_input
+
+    given = torch.from_numpy(example_input(model.spec)[None])
+    check_runs(model, given)
+    model.spec = replace(model.spec, why_whole=why_whole(model))
+    return list(warnings_about(model, given))
