@@ -92,7 +92,7 @@ _DISABLED = {*DISABLED_OPTIMIZERS, "NchwcTransformer"}
 """Those of the runtime, and the one that pads the weights of float convolutions."""
 _DTYPES = {"float": "fp32", "float16": "fp16"}
 _UNKNOWN = "(not found)"
-_SUFFIXES = re.compile(r"(_int8|_quantized|_dequantized|_half)+$")
+_SUFFIXES = re.compile(r"((_int8|_quantized|_dequantized|_half)_*)+$")
 
 
 Feed = Mapping[str, npt.NDArray[Any]]
