@@ -140,10 +140,11 @@ def smallest_subset(index: int) -> int:
 
 def with_tensors_as_outputs(graph: ir.Model) -> ir.Model:
     """Make every tensor that a plan can need the range of an output of the graph as well."""
+    written = (value for node in graph.graph for value in node.outputs)
+    values = {value.name: value for value in (*graph.graph.inputs, *written)}
     for name in observed_tensors(graph):
-        value = next(v for node in graph.graph for v in node.outputs if v.name == name)
-        value.dtype = ir.DataType.FLOAT
-        graph.graph.outputs.append(value)
+        values[name].dtype = ir.DataType.FLOAT
+        graph.graph.outputs.append(values[name])
     return graph
 
 
