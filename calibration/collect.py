@@ -23,8 +23,8 @@ from cnngru_edge.runtime.session import Session, initial_state, open_session
 CLIPS_PER_STREAM = 8
 """Clips in a row before the state starts afresh: streams, so that workers can share a corpus."""
 
-WEIGHTED = frozenset({"Conv", "GRU", "MatMul"})
-"""Operators with weights; their first input is the data."""
+WEIGHTED = frozenset({"Conv", "GRU", "LSTM", "MatMul"})
+"""Operators whose second input is a weight, if it is a constant; their first is the data."""
 
 FRONTEND_NODES = "/log_mel/"
 """Prefix of the names of the front-end's nodes, which stay float whatever the precision."""
@@ -143,10 +143,11 @@ def smallest_subset(index: int) -> int:
 
 def with_tensors_as_outputs(graph: ir.Model) -> ir.Model:
     """Make every tensor that a plan can need the range of an output of the graph as well."""
+    written = (value for node in graph.graph for value in node.outputs)
+    values = {value.name: value for value in (*graph.graph.inputs, *written)}
     for name in observed_tensors(graph):
-        value = next(v for node in graph.graph for v in node.outputs if v.name == name)
-        value.dtype = ir.DataType.FLOAT
-        graph.graph.outputs.append(value)
+        values[name].dtype = ir.DataType.FLOAT
+        graph.graph.outputs.append(values[name])
     return graph
 
 
@@ -156,6 +157,9 @@ def observed_tensors(graph: ir.Model) -> list[str]:
     for node in graph.graph:
         if node.op_type not in WEIGHTED or (node.name or "").startswith(FRONTEND_NODES):
             continue
+        weight = node.inputs[1]
+        if weight is None or weight.const_value is None:
+            continue  # a product of two activations
         read, written = node.inputs[0], activated(node.outputs[0])
         for value in (read, written):
             if value is not None and value.name and not value.is_graph_output():
@@ -164,11 +168,21 @@ def observed_tensors(graph: ir.Model) -> list[str]:
 
 
 def activated(value: ir.Value) -> ir.Value:
-    """The tensor after the ReLU that alone reads `value`, or else `value`."""
+    """The tensor after the ReLU that alone reads `value`, or else `value`.
+
+    A Clip between 0 and something, ReLU6, is one too.
+    """
     users = [use.node for use in value.uses()]
-    if len(users) == 1 and users[0].op_type == "Relu" and not value.is_graph_output():
+    if len(users) == 1 and not value.is_graph_output() and _is_relu(users[0]):
         return users[0].outputs[0]
     return value
+
+
+def _is_relu(node: ir.Node) -> bool:
+    if node.op_type == "Clip" and len(node.inputs) > 1:
+        low = node.inputs[1]
+        return low is not None and low.const_value is not None and low.const_value.numpy() == 0
+    return node.op_type == "Relu"
 
 
 def _growing(

@@ -9,13 +9,15 @@ import math
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime
@@ -35,24 +37,83 @@ _INTEGER = {
     "QLinearConv",
     "QLinearMatMul",
 }
-_FLOAT = {"Conv", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "Gemm", "MatMul"}
+_RECURRENT = {"GRU", "LSTM", "RNN"}
+_FLOAT = {
+    "Conv",
+    "ConvTranspose",
+    "FusedConv",
+    "FusedGemm",
+    "FusedMatMul",
+    "Gemm",
+    "MatMul",
+    *_RECURRENT,
+}
+_PRODUCTS = _INTEGER | _FLOAT | {"MatMulNBits"}
+_WITHOUT_WEIGHTS = {
+    "Add",
+    "Cast",
+    "Clip",
+    "Concat",
+    "DequantizeLinear",
+    "Div",
+    "Equal",
+    "Expand",
+    "Gather",
+    "If",
+    "Loop",
+    "Max",
+    "Min",
+    "Mul",
+    "Pad",
+    "Pow",
+    "QuantizeLinear",
+    "Reshape",
+    "Scan",
+    "ScatterElements",
+    "ScatterND",
+    "Slice",
+    "Sub",
+    "Transpose",
+    "Where",
+}
+"""What may read a constant of more than one dimension that is no layer's weight."""
+_FREE = 64
+"""Of a dimension that may be of any size, but for the batch: frames, tokens or pixels."""
+_TYPES = {
+    "tensor(bool)": np.bool_,
+    "tensor(double)": np.float64,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+}
 _DISABLED = {*DISABLED_OPTIMIZERS, "NchwcTransformer"}
 """Those of the runtime, and the one that pads the weights of float convolutions."""
 _DTYPES = {"float": "fp32", "float16": "fp16"}
 _UNKNOWN = "(not found)"
-_SUFFIXES = re.compile(r"(_int8|_quantized|_dequantized|_half)+$")
+_SUFFIXES = re.compile(r"((_int8|_quantized|_dequantized|_half)_*)+$")
 
 
-def onnxruntime_coverage(path: Path) -> Coverage:
-    """Of an ONNX file on this machine's CPU: from the graph that ONNX Runtime runs, and a run."""
+Feed = Mapping[str, npt.NDArray[Any]]
+
+
+def onnxruntime_coverage(path: Path, feed: Feed | None = None) -> Coverage:
+    """Of an ONNX file on this machine's CPU: from the graph that ONNX Runtime runs, and a run.
+
+    On `feed`, or else on `example_feed`.
+    """
     source = (
         f"onnxruntime {onnxruntime.__version__} on {platform.machine()}: optimized graph, profile"
     )
-    return Coverage(source, layers_as_run(path, optimized=True))
+    return Coverage(source, layers_as_run(path, optimized=True, feed=feed))
 
 
-def layers_as_run(path: Path, *, optimized: bool) -> tuple[Layer, ...]:
-    """Layers as ONNX Runtime ran them on a second of audio, with its optimizations or without."""
+def layers_as_run(path: Path, *, optimized: bool, feed: Feed | None = None) -> tuple[Layer, ...]:
+    """Layers as ONNX Runtime ran them on `feed`, with its optimizations or without.
+
+    Multiply-accumulates are of a second, if there is audio to tell, and else of the run.
+    """
     levels = onnxruntime.GraphOptimizationLevel
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "optimized.onnx"
@@ -68,18 +129,12 @@ def layers_as_run(path: Path, *, optimized: bool) -> tuple[Layer, ...]:
         session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
         )
-        metadata = session.get_modelmeta().custom_metadata_map
-        spec = ModelSpec.from_json(metadata[METADATA_KEY])
-        whole = spec.features.sample_rate // spec.chunk_length * spec.chunk_length
-        feed = {
-            i.name: np.zeros([{"N": 1, "S": whole}.get(size, size) for size in i.shape], np.float32)
-            for i in session.get_inputs()
-        }
-        session.run(None, feed)
+        feed = example_feed(session) if feed is None else feed
+        session.run(None, dict(feed))
+        seconds = _seconds(session, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
         del session
         model = ir.from_proto(onnx.load(saved))
-    seconds = feed["audio"].shape[1] / spec.features.sample_rate
     ran: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -102,27 +157,101 @@ def layers_as_run(path: Path, *, optimized: bool) -> tuple[Layer, ...]:
                 layer, precision="+".join(sorted(precisions)), macs=layer.macs + before.macs
             )
         found[name] = layer
-    if missing := spec.weights - sum(layer.weights for layer in found.values()):
+    if missing := _weights_elsewhere(model):
         # Of operators that are not known here: whatever they are, they are no proof of INT8.
-        found[_UNKNOWN] = Layer(_UNKNOWN, "not known", abs(missing), 0, 0)
+        found[_UNKNOWN] = Layer(_UNKNOWN, "not known", missing, 0, 0)
     return tuple(found.values())
 
 
-def weighted_products(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.Value]]:
-    """Operators with weights outside the front-end, loops' bodies included: each weight once."""
+def example_feed(session: onnxruntime.InferenceSession) -> dict[str, npt.NDArray[Any]]:
+    """Zeros for every input of a graph (ones for integers): a second of audio where that is one.
+
+    A first dimension that is free is taken for the batch, and is 1; others that are free are of one
+    size each.
+    """
+    sizes = {"N": 1}
+    if spec := _audio_spec(session):
+        sizes["S"] = spec.features.sample_rate // spec.chunk_length * spec.chunk_length
+    feed: dict[str, npt.NDArray[Any]] = {}
+    for value in session.get_inputs():
+        shape = [
+            size if isinstance(size, int) else sizes.get(size, 1 if axis == 0 else _FREE)
+            for axis, size in enumerate(value.shape)
+        ]
+        dtype = _TYPES.get(value.type, np.float32)
+        make = np.zeros if np.issubdtype(dtype, np.floating) else np.ones
+        feed[value.name] = make(shape, dtype)
+    return feed
+
+
+def _audio_spec(session: onnxruntime.InferenceSession) -> ModelSpec | None:
+    """The spec in a graph that hears audio."""
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None or "audio" not in {value.name for value in session.get_inputs()}:
+        return None
+    return ModelSpec.from_json(text)
+
+
+def _seconds(session: onnxruntime.InferenceSession, feed: Feed) -> float:
+    """Of audio in a feed; 1 if there is none."""
+    spec = _audio_spec(session)
+    return 1.0 if spec is None else feed["audio"].shape[-1] / spec.features.sample_rate
+
+
+def _weights_elsewhere(model: ir.Model) -> int:
+    """How many numbers of matrices and the like operators read that are not known here."""
+    found: dict[ir.Value, int] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type not in _INTEGER | _FLOAT | {"MatMulNBits"}:
+        if node.op_type in _PRODUCTS | _WITHOUT_WEIGHTS or _is_of_frontend(node):
             continue
-        if (node.name or "").startswith(FRONTEND_NODES):
-            continue
-        indices = (1, 2) if node.op_type == "GRU" else range(len(node.inputs))
-        for index in indices:
-            value = node.inputs[index]
+        for value in node.inputs:
             weight = value and _stored(value)
-            if weight is not None and len(weight.shape or ()) > 1:
-                yield node, _name(node, index, weight), weight
-                if node.op_type != "GRU":
-                    break
+            if weight is not None and len(weight.shape or ()) > 1 and _is_number(weight):
+                found[weight] = math.prod(weight.shape.numpy() if weight.shape else ())
+    return sum(found.values())
+
+
+def _is_number(weight: ir.Value) -> bool:
+    """Whether a constant is of floats or what they were quantized to, not of indices."""
+    integers = {ir.DataType.INT8, ir.DataType.UINT8}
+    return weight.dtype in integers or (
+        weight.dtype is not None and weight.dtype.is_floating_point()
+    )
+
+
+def _is_of_frontend(node: ir.Node) -> bool:
+    return (node.name or "").startswith(FRONTEND_NODES)
+
+
+def weighted_products(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.Value]]:
+    """Operators with weights outside the front-end, loops' bodies included: each weight once.
+
+    Embeddings are among them, for their weights: they multiply nothing.
+    """
+    layers: Counter[str] = Counter()  # of recurrent operators in one module
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type not in _PRODUCTS | {"Gather"} or _is_of_frontend(node):
+            continue
+        if node.op_type in _RECURRENT:
+            module = module_of(node)
+            number = layers[module]
+            layers[module] += 1
+            for index, matrix in ((1, "ih"), (2, "hh")):
+                value = node.inputs[index]
+                weight = value and _stored(value)
+                if weight is not None:
+                    yield node, f"{module}.weight_{matrix}_l{number}", weight
+            continue
+        is_table = node.op_type == "Gather"
+        for value in node.inputs[:1] if is_table else node.inputs:
+            weight = value and _stored(value)
+            rank = 0 if weight is None else len(weight.shape or ())
+            if weight is None or rank < 2:
+                continue
+            looked_up = rank == 2 and node.attributes.get_int("axis", 0) == 0 and _is_number(weight)
+            if not is_table or looked_up:
+                yield node, _name(node, weight), weight
+            break
 
 
 def _stored(value: ir.Value) -> ir.Value | None:
@@ -135,11 +264,9 @@ def _stored(value: ir.Value) -> ir.Value | None:
     return value if value.const_value is not None else None
 
 
-def _name(node: ir.Node, index: int, weight: ir.Value) -> str:
+def _name(node: ir.Node, weight: ir.Value) -> str:
     module = module_of(node)
     name = _SUFFIXES.sub("", weight.name or "")
-    if node.op_type == "GRU":
-        return f"{module}.weight_{'ih' if index == 1 else 'hh'}_l0"
     # ONNX Runtime names weights that it lays out anew after itself.
     return name.removesuffix(".weight") if "." in name else module or node.name or name
 
@@ -158,13 +285,18 @@ def _stored_bytes(weight: ir.Value) -> int:
 
 def _positions(node: ir.Node, weight: ir.Value, args: dict[str, Any]) -> int:
     """How often an execution goes through all of the weights."""
-    if node.op_type == "GRU":
-        (x,) = args["input_type_shape"][0].values()
-        return int(x[0] * x[1])  # (T, N, I)
+    read: list[int]
+    (read,) = args["input_type_shape"][0].values()
+    if node.op_type == "Gather":
+        return 0
+    if node.op_type in _RECURRENT:
+        return read[0] * read[1]  # (T, N, I)
+    if node.op_type == "ConvTranspose":
+        return math.prod(read) // read[1]
     written: list[int]
     (written,) = args["output_type_shape"][0].values()
     outputs = written[-1]
-    if node.op_type.endswith("Conv"):
+    if "Conv" in node.op_type:
         assert weight.shape is not None
         outputs = weight.shape.numpy()[0]
     return math.prod(written) // outputs
@@ -173,7 +305,7 @@ def _positions(node: ir.Node, weight: ir.Value, args: dict[str, Any]) -> int:
 def _precision(node: ir.Node, weight: ir.Value, executions: list[dict[str, Any]]) -> str:
     if not executions:
         return "not run"
-    if node.op_type in _INTEGER:
+    if node.op_type in _INTEGER or (node.op_type == "Gather" and weight.dtype == ir.DataType.INT8):
         return INT8
     (dtype,) = executions[0]["input_type_shape"][0]
     arithmetic = _DTYPES.get(dtype, dtype)

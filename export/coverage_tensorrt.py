@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from cnngru_edge.export.coverage import layers_as_run, weighted_products
+from cnngru_edge.export.coverage import Feed, layers_as_run, weighted_products
 from cnngru_edge.models.receipt import HIDDEN, INT8, Coverage
 
 _WEIGHT_BYTES = {"Int8": 1, "Half": 2}
@@ -26,18 +26,19 @@ _DATATYPE = re.compile(r"\b(int8|fp16|half|fp32|float|bf16|bfloat16)\b", re.I)
 _NAMES = {"half": "fp16", "float": "fp32", "bfloat16": "bf16"}
 
 
-def rtx_coverage(path: Path, log: str, version: str) -> Coverage:
+def rtx_coverage(path: Path, log: str, version: str, feed: Feed | None = None) -> Coverage:
     """Of an ONNX file that TensorRT-RTX built: from the layers in its log.
 
     Args:
         path: the file that was built.
         log: the builder's verbose log, with detailed profiling verbosity.
         version: the builder's.
+        feed: inputs to count multiply-accumulates on; by default those of `example_feed`.
     """
     built = [_BuiltLayer.parse(line) for line in log.splitlines() if line.startswith("Name: ")]
     layers = []
     nodes = list(weighted_products(ir.from_proto(onnx.load(path))))
-    for layer in layers_as_run(path, optimized=False):
+    for layer in layers_as_run(path, optimized=False, feed=feed):
         precisions, size = set(), 1
         for node, name, weight in nodes:
             if name != layer.name:
@@ -55,7 +56,9 @@ def rtx_coverage(path: Path, log: str, version: str) -> Coverage:
     return Coverage(f"tensorrt_rtx {version}: build log", tuple(layers))
 
 
-def tensorrt_coverage(path: Path, inspected: str, version: str) -> Coverage:
+def tensorrt_coverage(
+    path: Path, inspected: str, version: str, feed: Feed | None = None
+) -> Coverage:
     """Of an ONNX file that TensorRT built: from what the engine inspector shows of the engine.
 
     Proven INT8 is a kernel that multiplies, is made from the node, and whose tactic or whose inputs
@@ -66,6 +69,7 @@ def tensorrt_coverage(path: Path, inspected: str, version: str) -> Coverage:
         path: the file that was built.
         inspected: the engine's information as JSON, built with detailed profiling verbosity.
         version: the builder's.
+        feed: inputs to count multiply-accumulates on; by default those of `example_feed`.
     """
     shown = [layer for layer in json.loads(inspected)["Layers"] if isinstance(layer, dict)]
     products = [layer for layer in shown if _is_product(layer)]
@@ -73,7 +77,7 @@ def tensorrt_coverage(path: Path, inspected: str, version: str) -> Coverage:
     missing = HIDDEN if has_opaque else _UNPROVEN
     nodes = list(weighted_products(ir.from_proto(onnx.load(path))))
     layers = []
-    for layer in layers_as_run(path, optimized=False):
+    for layer in layers_as_run(path, optimized=False, feed=feed):
         precisions = set()
         for node, name, _ in nodes:
             if name == layer.name:

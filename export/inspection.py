@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cnngru_edge.export.coverage import onnxruntime_coverage
+from cnngru_edge.export.coverage import Feed, onnxruntime_coverage
 from cnngru_edge.export.targets import CPU
 from cnngru_edge.export.trt_builder import BuildConfig, build
 from cnngru_edge.models.atomic import file_sha256
@@ -41,10 +41,13 @@ def inspect(path: Path) -> dict[str, Any]:
     return found
 
 
-def coverage(path: Path, target: str) -> Coverage | None:
-    """The receipt of an ONNX file for one of quantize.TARGETS, if it can be had here."""
+def coverage(path: Path, target: str, feed: Feed | None = None) -> Coverage | None:
+    """The receipt of an ONNX file for one of quantize.TARGETS, if it can be had here.
+
+    On a CPU it is run on `feed`, or else on inputs of zeros.
+    """
     if target == CPU:
-        return onnxruntime_coverage(path)
+        return onnxruntime_coverage(path, feed)
     if not trt_library.is_installed("tensorrt_rtx"):
         return None
     return build(path, BuildConfig("tensorrt_rtx")).coverage

@@ -10,9 +10,13 @@ import onnx_ir as ir
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.calibration.ranges import Range
+from cnngru_edge.export.onnx_graph import replace_value
 
-LAYOUT = frozenset({"Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+LAYOUT = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators that move values and change none: quantized or not, one scale before and after."""
+
+PASSED = LAYOUT | {"MaxPool"}
+"""Operators that give of integers what they give of the values that these stand for."""
 
 RECURRENT = "cnngru_edge.recurrent"
 """Mark in `Value.meta` of a product that is made for one frame at a time."""
@@ -117,13 +121,13 @@ def weight_scales(weight: Floats, axis: int) -> Floats:
 
 def quantized(tape: ir.tape.Tape, value: ir.Value, affine: Affine) -> ir.Value:
     """`value` through a QuantizeLinear."""
-    name = f"{value.name}_quantized"
+    name = free_name(tape, f"{value.name}_quantized")
     return named(tape.op("QuantizeLinear", [value, *parameters(tape, name, affine)]), name)
 
 
 def dequantized(tape: ir.tape.Tape, value: ir.Value, affine: Affine, name: str) -> ir.Value:
     """An 8-bit value through a DequantizeLinear."""
-    name = f"{name}_dequantized"
+    name = free_name(tape, f"{name}_dequantized")
     return named(tape.op("DequantizeLinear", [value, *parameters(tape, name, affine)]), name)
 
 
@@ -138,10 +142,11 @@ def dequantized_weight(
     name = f"{weight.name}"
     integers = quantize(values, scales.reshape(shape), 0, np.int8)
     inputs = [
-        tape.initializer(ir.tensor(integers), name=f"{name}_int8"),
-        tape.initializer(ir.tensor(scales), name=f"{name}_scale"),
+        stored(tape, f"{name}_int8", integers),
+        stored(tape, f"{name}_scale", scales),
     ]
-    return named(tape.op("DequantizeLinear", inputs, {"axis": axis}), f"{name}_dequantized")
+    name = free_name(tape, f"{name}_dequantized")
+    return named(tape.op("DequantizeLinear", inputs, {"axis": axis}), name)
 
 
 def dequantized_bias(
@@ -151,10 +156,11 @@ def dequantized_bias(
     scales = (input_scale * weight_scales).astype(np.float32)
     integers = quantize(values_of(bias), scales, 0, np.int32)
     inputs = [
-        tape.initializer(ir.tensor(integers), name=f"{bias.name}_int32"),
-        tape.initializer(ir.tensor(scales), name=f"{bias.name}_scale"),
+        stored(tape, f"{bias.name}_int32", integers),
+        stored(tape, f"{bias.name}_scale", scales),
     ]
-    return named(tape.op("DequantizeLinear", inputs, {"axis": 0}), f"{bias.name}_dequantized")
+    name = free_name(tape, f"{bias.name}_dequantized")
+    return named(tape.op("DequantizeLinear", inputs, {"axis": 0}), name)
 
 
 def scales_that_hold(scales: Floats, bias: ir.Value, input_scale: np.float32) -> Floats:
@@ -181,10 +187,43 @@ def stored(tape: ir.tape.Tape, name: str, values: npt.NDArray[Any]) -> ir.Value:
     return tape.initializer(ir.tensor(np.array(values, order="C")), name=name)
 
 
+def take_over(value: ir.Value, made: ir.Value) -> None:
+    """Let `made` stand for a value, under its name, which ranges are kept by."""
+    if not value.is_graph_output():
+        made.name, value.name = value.name, f"{value.name}_replaced"
+        made.type, made.shape = value.type, value.shape
+    replace_value(value, made)
+    node = made.producer()
+    assert node is not None
+    node.name = f"{made.name}_dequantized"
+
+
+def free_name(tape: ir.tape.Tape, name: str) -> str:
+    """A name for a value of the tape's graph, the given one unless another value has it."""
+    graph = tape.graph_like
+    assert isinstance(graph, ir.Graph)
+    taken = {output.name for node in (*graph, *tape.nodes) for output in node.outputs}
+    while name in taken:
+        name += "_"
+    return name
+
+
 def parameters(tape: ir.tape.Tape, name: str, affine: Affine) -> tuple[ir.Value, ir.Value]:
     """Scale and zero point as 0-D initializers: TensorRT takes a scale of shape (1,) for none."""
-    scale = tape.initializer(ir.tensor(affine.scale), name=f"{name}_scale")
-    return scale, tape.initializer(ir.tensor(affine.zero_point), name=f"{name}_zero_point")
+    return (
+        stored(tape, f"{name}_scale", np.asarray(affine.scale)),
+        stored(tape, f"{name}_zero_point", np.asarray(affine.zero_point)),
+    )
+
+
+def is_of_activation(node: ir.Node | None) -> bool:
+    """Whether a node is the DequantizeLinear of a tensor with one scale, none of a weight."""
+    if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
+        return False
+    data, scale, _ = node.inputs
+    if data is None or scale is None or data.is_initializer():
+        return False
+    return scale.const_value is not None and scale.const_value.shape.rank() == 0
 
 
 def affine_of(dequantize: ir.Node) -> Affine:

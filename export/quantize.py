@@ -20,6 +20,7 @@ from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
 from cnngru_edge.runtime.session import CLIP_SAMPLES_KEY, PRECISION_KEY, SOURCE_KEY, TARGET_KEY
 
+_SAME_VALUES = LAYOUT | {"DequantizeLinear", "QuantizeLinear"}
 _HIDDEN_RANGE = Range(-1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 0.0)
 
 
@@ -167,11 +168,16 @@ def _range_of(tensors: Mapping[str, Range], value: ir.Value) -> Range:
     """What a tensor's values are quantized between."""
     if _is_hidden(value):
         return _HIDDEN_RANGE
-    if value.name is None or value.name not in tensors:
-        raise CalibrationError(
-            f"no range for the tensor {value.name!r}; calibrate this graph again"
-        )
-    return tensors[value.name]
+    found = value
+    while found.name not in tensors:
+        node = found.producer()
+        if node is None or node.op_type not in _SAME_VALUES or node.inputs[0] is None:
+            raise CalibrationError(
+                f"no range for the tensor {value.name!r}; calibrate this graph again"
+            )
+        found = node.inputs[0]
+    assert found.name is not None
+    return tensors[found.name]
 
 
 def _is_hidden(value: ir.Value) -> bool:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from cnngru_edge.calibration.ranges import Range
 from cnngru_edge.export import integer, onnx_graph
 from cnngru_edge.export.coverage import weighted_products
-from cnngru_edge.export.integer import LAYOUT, Affine, Floats, values_of
+from cnngru_edge.export.integer import PASSED, Affine, Floats, values_of
 from cnngru_edge.export.targets import CPU
 from cnngru_edge.models.errors import ExportError
 from cnngru_edge.runtime.session import PRECISION_KEY, TARGET_KEY
@@ -33,7 +33,7 @@ class Stored:
         """
         while value.name not in self.affines:
             node = value.producer()
-            if node is None or node.op_type not in LAYOUT | {"Concat"}:
+            if node is None or node.op_type not in PASSED | {"Concat"}:
                 return None
             source = node.inputs[-1 if node.op_type == "Concat" else 0]
             if source is None:

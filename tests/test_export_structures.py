@@ -1,0 +1,312 @@
+"""Structures that networks are made of, each in INT8 and compared with float."""
+
+import io
+import warnings
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from cnngru_edge.calibration.collect import observed_tensors, with_tensors_as_outputs
+from cnngru_edge.calibration.ranges import Range
+from cnngru_edge.export.coverage import INT8, onnxruntime_coverage
+from cnngru_edge.export.normal_form import normalize
+from cnngru_edge.export.quantize import lower, quantize_lowered
+from cnngru_edge.export.targets import CPU
+
+FREE = 12  # of a dimension that is free
+
+
+class Net(nn.Module):
+    """Of a function and the modules that it calls."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.function = forward
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def traced(module, *inputs, free=None):
+    """The normal form of a module's graph."""
+    buffer = io.BytesIO()
+    names = ["x", "z"][: len(inputs)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            inputs,
+            buffer,
+            dynamo=False,
+            opset_version=17,
+            input_names=names,
+            output_names=["y"],
+            dynamic_axes={"x": free} if free else None,
+        )
+    return normal(onnx.load_from_string(buffer.getvalue()))
+
+
+def normal(model):
+    graph = ir.from_proto(model)
+    normalize(graph)
+    return ir.to_proto(graph)
+
+
+def run(model, feed):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def feed_of(module_inputs):
+    return dict(zip(("x", "z"), (value.numpy() for value in module_inputs), strict=False))
+
+
+def quantized(model, feed, target=CPU, frames=None):
+    """Its INT8 form, with the least and the greatest that each tensor is for this feed."""
+    graph = ir.from_proto(onnx.load_from_string(model.SerializeToString()))
+    observed = ir.from_proto(onnx.load_from_string(model.SerializeToString()))
+    found = run(ir.to_proto(with_tensors_as_outputs(observed)), feed) | feed
+    tensors = {}
+    for name in observed_tensors(graph):
+        low, high = float(found[name].min()), float(found[name].max())
+        tensors[name] = Range(low, high, low, high, 0.0, 0.0, 0.0)
+    lower(graph, target, frames)
+    quantize_lowered(graph, tensors, target)
+    return ir.to_proto(graph)
+
+
+def sqnr(expected, found):
+    noise = float(np.sum((expected - found) ** 2))
+    return 10 * np.log10(float(np.sum(expected**2)) / noise)
+
+
+def floats(*shape):
+    return torch.randn(*shape)
+
+
+def tokens(*shape):
+    return torch.randint(0, 20, shape)
+
+
+def two_widths(net, x):
+    wide = torch.cat([torch.relu(net.narrow(x)), net.wide(x), x], 1)
+    return net.last(wide).amax(2)
+
+
+def residual(net, x):
+    x = torch.relu(net.first(x))
+    y = torch.relu(net.second(x) + x)
+    return net.head(torch.relu(net.third(y) + y).mean(2))
+
+
+def separable(net, x):
+    return net.head(net.pointwise(nn.functional.relu6(net.depthwise(x))).relu().mean((2, 3)))
+
+
+def pooled(net, x):
+    x = nn.functional.max_pool1d(torch.relu(net.first(x)), 2)
+    x = nn.functional.avg_pool1d(torch.relu(net.second(x)), 2)
+    return net.head(torch.relu(net.third(x)).flatten(1))
+
+
+def embedded(net, ids):
+    x = net.table(ids).transpose(1, 2)
+    x = torch.relu(net.conv(x)).transpose(1, 2)
+    x, _ = net.rnn(x)
+    return net.head(x[:, -1])
+
+
+def image(net, x):
+    x = nn.functional.max_pool2d(torch.relu(net.first(x)), 2)
+    x = torch.relu(net.second(x)).permute(0, 3, 1, 2).flatten(2)
+    y, _ = net.rnn(x)
+    return net.head(y)
+
+
+def recurrent(net, x):
+    y, _ = net.rnn(x)
+    return net.head(y)
+
+
+def gated(net, x):
+    a = net.first(x)
+    return net.head((a * torch.sigmoid(a)).mean(2)) * torch.tanh(net.gate(x.mean(2)))
+
+
+def both_read(net, x):
+    x = torch.relu(net.first(x))
+    return net.head(x.flatten(1)) + net.second(x).flatten(1)
+
+
+STRUCTURES = {
+    "conv1d": (
+        lambda net, x: net.last(torch.relu(net.first(x))),
+        {
+            "first": nn.Conv1d(8, 16, 5, padding=2, dilation=1),
+            "last": nn.Conv1d(16, 4, 3, padding=2, dilation=2),
+        },
+        floats(2, 8, 30),
+    ),
+    "groups": (
+        lambda net, x: net.head(torch.relu(net.second(torch.relu(net.first(x)))).mean(2)),
+        {
+            "first": nn.Conv1d(8, 16, 3, groups=4),
+            "second": nn.Conv1d(16, 16, 3, groups=16),
+            "head": nn.Linear(16, 5),
+        },
+        floats(2, 8, 30),
+    ),
+    "separable": (
+        separable,
+        {
+            "depthwise": nn.Conv2d(8, 8, 3, groups=8, stride=2),
+            "pointwise": nn.Conv2d(8, 24, 1),
+            "head": nn.Linear(24, 5),
+        },
+        3 * floats(2, 8, 16, 16),
+    ),
+    "parallel": (
+        two_widths,
+        {
+            "narrow": nn.Conv1d(8, 8, 3, padding=1),
+            "wide": nn.Conv1d(8, 8, 7, padding=3),
+            "last": nn.Conv1d(24, 6, 1),
+        },
+        floats(2, 8, 30),
+    ),
+    "residual": (
+        residual,
+        {
+            "first": nn.Conv1d(8, 8, 3, padding=1),
+            "second": nn.Conv1d(8, 8, 3, padding=1),
+            "third": nn.Conv1d(8, 8, 3, padding=1),
+            "head": nn.Linear(8, 5),
+        },
+        floats(2, 8, 30),
+    ),
+    "pooled": (
+        pooled,
+        {
+            "first": nn.Conv1d(8, 8, 3, padding=1),
+            "second": nn.Conv1d(8, 8, 3, padding=1),
+            "third": nn.Conv1d(8, 8, 3, padding=1),
+            "head": nn.Linear(64, 5),
+        },
+        floats(2, 8, 32),
+    ),
+    "embedding-gru": (
+        embedded,
+        {
+            "table": nn.Embedding(20, 16),
+            "conv": nn.Conv1d(16, 24, 3, padding=1),
+            "rnn": nn.GRU(24, 16, batch_first=True),
+            "head": nn.Linear(16, 4),
+        },
+        tokens(3, FREE),
+    ),
+    "embedding-both-ways": (
+        embedded,
+        {
+            "table": nn.Embedding(20, 16),
+            "conv": nn.Conv1d(16, 24, 3, padding=1),
+            "rnn": nn.LSTM(24, 16, batch_first=True, bidirectional=True),
+            "head": nn.Linear(32, 4),
+        },
+        tokens(3, FREE),
+    ),
+    "image": (
+        image,
+        {
+            "first": nn.Conv2d(1, 8, 3, padding=1),
+            "second": nn.Conv2d(8, 8, 3, padding=1),
+            "rnn": nn.LSTM(64, 16, num_layers=2, batch_first=True, bidirectional=True),
+            "head": nn.Linear(32, 4),
+        },
+        torch.rand(2, 1, 16, 24),
+    ),
+    "lstm": (
+        recurrent,
+        {"rnn": nn.LSTM(8, 16, num_layers=2, batch_first=True), "head": nn.Linear(16, 4)},
+        floats(2, FREE, 8),
+    ),
+    "gated": (
+        gated,
+        {
+            "first": nn.Conv1d(8, 16, 3),
+            "gate": nn.Linear(8, 4),
+            "head": nn.Linear(16, 4),
+        },
+        floats(2, 8, 30),
+    ),
+    "read-by-both": (
+        both_read,
+        {
+            "first": nn.Conv1d(8, 4, 3, padding=1),
+            "second": nn.Conv1d(4, 1, 3, padding=1),
+            "head": nn.Linear(48, 12),
+        },
+        floats(2, 8, 12),
+    ),
+    "linear": (
+        lambda net, x: net.last(torch.relu(net.norm(net.first(x)))),
+        {"first": nn.Linear(8, 32), "norm": nn.BatchNorm1d(32), "last": nn.Linear(32, 4)},
+        floats(16, 8),
+    ),
+    "left": (
+        lambda net, x: torch.matmul(net.mix.weight, x) + net.mix.bias[:, None],
+        {"mix": nn.Linear(8, 6)},
+        floats(2, 8, 10),
+    ),
+    "shared": (
+        lambda net, x: net.conv(torch.relu(net.conv(x))).mean(2),
+        {"conv": nn.Conv1d(8, 8, 3, padding=1)},
+        floats(2, 8, 20),
+    ),
+}
+
+
+@pytest.fixture(params=STRUCTURES)
+def structure(request):
+    """A module's name, graph, weights and what it is fed with."""
+    torch.manual_seed(0)
+    forward, modules, x = STRUCTURES[request.param]
+    net = Net(forward, **modules)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_var.uniform_(0.5, 2)
+    weights = {
+        name.removesuffix(".weight"): parameter.numel()
+        for name, parameter in net.named_parameters()
+        if "weight" in name and parameter.ndim > 1
+    }
+    return request.param, traced(net, x), weights, feed_of([x])
+
+
+# In dB. What a recurrence adds up, and what is shared, is rounded more often.
+LEAST = {"shared": 25}
+
+
+def test_a_structure_is_in_int8_on_a_cpu(structure, tmp_path):
+    name, model, weights, feed = structure
+    found = quantized(model, feed)
+    path = tmp_path / "int8.onnx"
+    onnx.save(found, path)
+    receipt = onnxruntime_coverage(path, feed)
+    assert {layer.name: layer.weights for layer in receipt.layers} == weights
+    assert {layer.precision for layer in receipt.layers} == {INT8}
+    assert receipt.weights_int8 == 1
+    expected = run(model, feed)["y"]
+    assert sqnr(expected, run(found, feed)["y"]) > LEAST.get(name, 28)
