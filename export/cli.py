@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from cnngru_edge.calibration.cli import audit
+from cnngru_edge.calibration.demo_cli import demo
 from cnngru_edge.calibration.ranges import CalibrateConfig
 from cnngru_edge.export.options import (
     FiniteRange,
@@ -34,7 +35,7 @@ from cnngru_edge.runtime.engine_file import LIBRARIES
 from cnngru_edge.runtime.progress import advance_of, progress_bars
 
 _GRAPHS = {"onnx", "onnx_ir"}
-_EXTRA = {"jinja2", "torch", "torchaudio", "safetensors", "scipy"} | _GRAPHS
+_EXTRA = {"PIL", "jinja2", "torch", "torchaudio", "safetensors", "scipy"} | _GRAPHS
 
 
 class Group(click.Group):
@@ -71,6 +72,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
+main.add_command(demo)
 main.add_command(train)
 
 
