@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cnngru_edge.models.errors import CorpusError
 from cnngru_edge.models.spec import SILENCE, UNKNOWN
+from cnngru_edge.models.whole_spec import ImageInput, Spec, TokenInput, WholeSpec
 from cnngru_edge.runtime.inputs import Source
 
 TRAIN, CALIB, EVAL = "train", "calib", "eval"
@@ -17,6 +18,10 @@ ALL = "all"
 
 DEMO = Path(__file__).with_name("demo")
 """The synthesized clips that come with the package."""
+
+DEMO_PHRASES = Path(__file__).with_name("demo_phrases")
+DEMO_DIGITS = Path(__file__).with_name("demo_digits")
+"""Phrases and images that come with it, made by the command `demo`."""
 
 _SET_NAMES = {
     **dict.fromkeys(["train", "training"], TRAIN),
@@ -108,6 +113,15 @@ def find_clips(path: Path, task: str | None = None) -> Corpus:
     if not corpus.clips:
         raise CorpusError(f"{path}: no recordings found (WAV, FLAC or Ogg, in a folder per label)")
     return corpus
+
+
+def demo_for(spec: Spec) -> Path:
+    """The demo that a model is given where there is no other data."""
+    if isinstance(spec, WholeSpec) and isinstance(spec.input, TokenInput):
+        return DEMO_PHRASES
+    if isinstance(spec, WholeSpec) and isinstance(spec.input, ImageInput):
+        return DEMO_DIGITS
+    return DEMO
 
 
 def match_labels(clips: Iterable[Clip], labels: Sequence[str]) -> dict[Path, str]:

@@ -204,7 +204,7 @@ def _photograph(ink: Image.Image, damage: _Damage, rng: np.random.Generator) -> 
         grains = rng.normal(size=(HEIGHT, size[0] // 2 + 1)).repeat(2, axis=1)[:, : size[0]]
         grey = grey + grains * rng.uniform(0.02, damage.noise)
     levels = np.uint8(np.clip(np.rint(grey * (_GREYS - 1)), 0, _GREYS - 1))
-    found = Image.fromarray(levels, mode="P")
+    found = Image.fromarray(levels)
     found.putpalette([level * 255 // (_GREYS - 1) for level in range(_GREYS) for _ in "rgb"])
     return found
 

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--epochs",
     type=click.IntRange(1),
-    help="[default: 80; with --light 25; ctc 30, and 14 to go on; text 12; crnn 14]",
+    help="[default: 80; with --light 25; ctc 30, and 14 to go on; text 12; crnn 9]",
 )
 @click.option(
     "--read-delay",

@@ -40,7 +40,7 @@ TEXT_CONFIG = TrainConfig(
 """How a text model is trained where nothing else is asked for."""
 
 CRNN_CONFIG = TrainConfig(
-    epochs=14,
+    epochs=9,
     batch_size=32,
     learning_rate=4e-3,
     warmup_epochs=0.5,
