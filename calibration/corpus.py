@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnngru_edge.models.errors import CorpusError
-from cnngru_edge.models.spec import SILENCE, UNKNOWN, ModelSpec
-from cnngru_edge.models.whole_spec import AudioInput, ImageInput, Spec
+from cnngru_edge.models.spec import SILENCE, UNKNOWN
+from cnngru_edge.models.whole_spec import ImageInput, Spec, TokenInput, WholeSpec
 from cnngru_edge.runtime.inputs import Source
 
 TRAIN, CALIB, EVAL = "train", "calib", "eval"
@@ -18,9 +18,10 @@ ALL = "all"
 
 DEMO = Path(__file__).with_name("demo")
 """The synthesized clips that come with the package."""
+
 DEMO_PHRASES = Path(__file__).with_name("demo_phrases")
 DEMO_DIGITS = Path(__file__).with_name("demo_digits")
-"""The same of phrases, and of lines of digits in images."""
+"""Phrases and images that come with it, made by the command `demo`."""
 
 _SET_NAMES = {
     **dict.fromkeys(["train", "training"], TRAIN),
@@ -112,6 +113,15 @@ def find_clips(path: Path, task: str | None = None) -> Corpus:
     if not corpus.clips:
         raise CorpusError(f"{path}: no recordings found (WAV, FLAC or Ogg, in a folder per label)")
     return corpus
+
+
+def demo_for(spec: Spec) -> Path:
+    """The demo that a model is given where there is no other data."""
+    if isinstance(spec, WholeSpec) and isinstance(spec.input, TokenInput):
+        return DEMO_PHRASES
+    if isinstance(spec, WholeSpec) and isinstance(spec.input, ImageInput):
+        return DEMO_DIGITS
+    return DEMO
 
 
 def match_labels(clips: Iterable[Clip], labels: Sequence[str]) -> dict[Path, str]:
@@ -248,13 +258,6 @@ def find_recordings(data: Path, task: str | None = None) -> Corpus:
     if _is_loose(data):
         return Corpus(data, tuple(Clip(path, "", CALIB, "") for path in audio_files(data)))
     return find_clips(data, task)
-
-
-def demo_of(spec: Spec) -> Path:
-    """What comes with the package to try a model on."""
-    if isinstance(spec, ModelSpec) or isinstance(spec.input, AudioInput):
-        return DEMO
-    return DEMO_DIGITS if isinstance(spec.input, ImageInput) else DEMO_PHRASES
 
 
 def shared_speakers(corpus: Corpus) -> dict[str, list[str]]:

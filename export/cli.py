@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from cnngru_edge.calibration.cli import audit
+from cnngru_edge.calibration.demo_cli import demo
 from cnngru_edge.calibration.ranges import CalibrateConfig
 from cnngru_edge.export.options import (
     FiniteRange,
@@ -35,7 +36,7 @@ from cnngru_edge.runtime.engine_file import LIBRARIES
 from cnngru_edge.runtime.progress import advance_of, progress_bars
 
 _GRAPHS = {"onnx", "onnx_ir"}
-_EXTRA = {"jinja2", "torch", "torchaudio", "safetensors", "scipy"} | _GRAPHS
+_EXTRA = {"PIL", "jinja2", "torch", "torchaudio", "safetensors", "scipy"} | _GRAPHS
 
 
 class Group(click.Group):
@@ -72,6 +73,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
+main.add_command(demo)
 main.add_command(train)
 
 
@@ -121,12 +123,12 @@ def export(
         raise click.UsageError(
             "--plan says what is kept in float, --max-drop searches it; give one"
         )
-    from cnngru_edge.calibration.corpus import demo_of, read_corpus
+    from cnngru_edge.calibration.corpus import demo_for, read_corpus
     from cnngru_edge.export import pipeline
     from cnngru_edge.export.summary import print_summary
 
     model, name, known = load_source(checkpoint, module, weights, onnx, spec)
-    corpus = read_corpus(data or demo_of(model.spec), task)
+    corpus = read_corpus(data or demo_for(model.spec), task)
     with progress_bars() as bar:
         report = pipeline.export(
             model,
@@ -163,13 +165,13 @@ def trace(
     task: str | None,
 ) -> None:
     """Write TorchScript and float ONNX of a CHECKPOINT, checked against it on recordings."""
-    from cnngru_edge.calibration.corpus import demo_of, read_corpus
+    from cnngru_edge.calibration.corpus import demo_for, read_corpus
     from cnngru_edge.export import pipeline
 
     model, _, known = load_source(checkpoint, module, weights, onnx, spec)
     for note in known:
         click.echo(f"warning: {note}", err=True)
-    corpus = read_corpus(data or demo_of(model.spec), task)
+    corpus = read_corpus(data or demo_for(model.spec), task)
     for parity in pipeline.trace(model, out, pipeline.parity_clips(corpus.clips, model.spec)):
         click.echo(
             f"{out / parity.path.name}: equals torch within {parity.max_abs_error:.1e} "
@@ -190,13 +192,13 @@ def calibrate(graph: Path, out: Path, data: Path | None, task: str | None, **opt
     calibration are used.
     """
     from cnngru_edge.calibration.collect import calibrate as run_calibration
-    from cnngru_edge.calibration.corpus import calibration_sources, demo_of
+    from cnngru_edge.calibration.corpus import calibration_sources, demo_for
     from cnngru_edge.runtime.session import open_session
 
     config = CalibrateConfig(**options)
     if data is None:
         with open_session(graph) as session:
-            data = demo_of(session.spec)
+            data = demo_for(session.spec)
     paths = calibration_sources(data, task, config.min_clips)
     with progress_bars() as bar:
         advance = advance_of(bar)

@@ -1,4 +1,4 @@
-"""The command that trains a model, of either family."""
+"""The command that trains a model, of any family."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,35 +9,43 @@ import click
 
 from cnngru_edge.calibration.corpus import Corpus, read_corpus
 from cnngru_edge.export.options import task_option
-from cnngru_edge.models.errors import AudioError
+from cnngru_edge.models.errors import CorpusError, InputError
 from cnngru_edge.models.spec import CTC, KWS
+from cnngru_edge.models.whole_spec import CRNN, TEXT
 from cnngru_edge.runtime.cli import FILE
 from cnngru_edge.runtime.progress import progress_bars
 from cnngru_edge.runtime.stream import FLUSH_S
 
 if TYPE_CHECKING:
+    from cnngru_edge.models.checkpoint import Model
     from cnngru_edge.models.train import EpochReport
     from cnngru_edge.models.train_ctc import CtcReport
+    from cnngru_edge.models.train_whole import WholeReport
 
-    Training: TypeAlias = tuple[Iterator[EpochReport | CtcReport | AudioError], int]
+    Training: TypeAlias = tuple[Iterator[EpochReport | CtcReport | WholeReport | InputError], int]
     """Reports as they come, and of how many epochs."""
 
 
 @click.command()
 @click.option(
     "--family",
-    type=click.Choice([KWS, CTC]),
+    type=click.Choice([KWS, CTC, TEXT, CRNN]),
     default=KWS,
-    help="What the model answers with: one of its labels, or a text, in characters by CTC.",
+    help="kws hears a word, ctc writes what it hears, text tells the intent of a phrase, crnn "
+    "reads a line in an image.",
 )
 @click.option("--data", type=FILE, required=True, help="Folder per label, or manifest.csv.")
 @click.option("--out", type=FILE, required=True, help="Checkpoint to write (.safetensors).")
 @task_option
 @click.option("--labels", help="Words to tell apart, with commas; other words become 'unknown'.")
 @click.option(
-    "--hidden-size", type=click.IntRange(1), help="Units of a GRU layer.  [default: 128; ctc 192]"
+    "--hidden-size",
+    type=click.IntRange(1),
+    help="Units of a GRU layer, in each direction.  [default: 128; ctc 192; text and crnn 64]",
 )
-@click.option("--num-layers", type=click.IntRange(1), help="GRU layers.  [default: 1; ctc 2]")
+@click.option(
+    "--num-layers", type=click.IntRange(1), help="GRU layers.  [default: 1; ctc and crnn 2]"
+)
 @click.option(
     "--init",
     type=FILE,
@@ -50,7 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--epochs",
     type=click.IntRange(1),
-    help="[default: 80; with --light 25; ctc 20, and 14 to go on]",
+    help="[default: 80; with --light 25; ctc 20, and 14 to go on; text 12; crnn 9]",
 )
 @click.option(
     "--read-delay",
@@ -68,11 +76,17 @@ def train(
     read_delay: float | None,
     **options: Any,
 ) -> None:
-    """Train a model on streams of labelled clips; killed, the same command goes on."""
-    if family == CTC and (labels or light or read_delay is not None):
+    """Train a model on a corpus; killed, the same command goes on."""
+    if family != KWS and (labels or light or read_delay is not None):
         raise click.UsageError("--labels, --light and --read-delay are for --family kws")
+    if family == TEXT and options["num_layers"]:
+        raise click.UsageError("--num-layers is not for --family text, which has one")
     corpus = read_corpus(data, task)
-    if family == CTC:
+    if family in (TEXT, CRNN):
+        training = _train_whole(family, corpus, out, **options)
+    elif any(clip.is_phrase for clip in corpus.clips):
+        raise CorpusError(f"{corpus.root}: phrases, not recordings; --family text learns those")
+    elif family == CTC:
         training = _train_ctc(corpus, out, **options)
     else:
         words = labels.split(",") if labels else None
@@ -82,7 +96,7 @@ def train(
         bar.start()
         epoch_bar = bar.add_task("train", total=epochs)
         for report in reports:
-            if isinstance(report, AudioError):
+            if isinstance(report, InputError):
                 bar.console.print(f"skipped {report}", highlight=False, soft_wrap=True)
                 continue
             bar.update(epoch_bar, completed=report.epoch)
@@ -105,7 +119,6 @@ def _train_kws(
 ) -> "Training":
     import torch
 
-    from cnngru_edge.models.checkpoint import load_stream_checkpoint
     from cnngru_edge.models.cnn_gru import CnnGru
     from cnngru_edge.models.spec import ModelSpec
     from cnngru_edge.models.train import LIGHT, choose_labels
@@ -116,9 +129,8 @@ def _train_kws(
         raise click.UsageError("--init settles labels and layers; leave those options out")
     torch.manual_seed(seed)
     if init:
-        model = load_stream_checkpoint(init)
-        if model.spec.family == CTC:
-            raise click.UsageError("--init is a model of --family ctc")
+        model = _initial(init, KWS)
+        assert isinstance(model, CnnGru)
     else:
         spec = ModelSpec(
             choose_labels(corpus, words),
@@ -149,7 +161,6 @@ def _train_ctc(
 ) -> "Training":
     import torch
 
-    from cnngru_edge.models.checkpoint import load_stream_checkpoint
     from cnngru_edge.models.cnn_gru import CnnGru
     from cnngru_edge.models.train_ctc import (
         CTC_CONFIG,
@@ -160,7 +171,8 @@ def _train_ctc(
         train_ctc,
     )
 
-    source = load_stream_checkpoint(init) if init else None
+    source = _initial(init, KWS, CTC) if init else None
+    assert source is None or isinstance(source, CnnGru)
     config = CTC_CONFIG
     torch.manual_seed(seed)
     if source and source.spec.family == CTC:
@@ -179,3 +191,55 @@ def _train_ctc(
             take_convolutions(model, source)
     config = replace(config, epochs=epochs or config.epochs, seed=seed)
     return train_ctc(corpus, model, out, config), config.epochs
+
+
+def _train_whole(
+    family: str,
+    corpus: Corpus,
+    out: Path,
+    *,
+    hidden_size: int | None,
+    num_layers: int | None,
+    init: Path | None,
+    epochs: int | None,
+    seed: int,
+) -> "Training":
+    import torch
+
+    from cnngru_edge.models.cnn_gru import CnnGru
+    from cnngru_edge.models.crnn import Crnn, crnn_spec
+    from cnngru_edge.models.text_cnn_gru import TextCnnGru, text_spec
+    from cnngru_edge.models.train_whole import (
+        CRNN_CONFIG,
+        TEXT_CONFIG,
+        choose_characters,
+        choose_intents,
+        choose_vocabulary,
+        train_whole,
+    )
+
+    if init and (hidden_size or num_layers):
+        raise click.UsageError("--init settles labels and layers; leave those options out")
+    sizes = {"hidden_size": hidden_size, "num_layers": num_layers}
+    layers = {name: size for name, size in sizes.items() if size}
+    config = TEXT_CONFIG if family == TEXT else CRNN_CONFIG
+    config = replace(config, epochs=epochs or config.epochs, seed=seed)
+    torch.manual_seed(seed)
+    if init:
+        model = _initial(init, family)
+        assert not isinstance(model, CnnGru)
+    elif family == TEXT:
+        vocabulary = choose_vocabulary(corpus)
+        model = TextCnnGru(text_spec(choose_intents(corpus), vocabulary, **layers))
+    else:
+        model = Crnn(crnn_spec(choose_characters(corpus), **layers))
+    return train_whole(corpus, model, out, config), config.epochs
+
+
+def _initial(init: Path, *families: str) -> "Model":
+    from cnngru_edge.models.checkpoint import load_checkpoint
+
+    model = load_checkpoint(init)
+    if model.spec.family not in families:
+        raise click.UsageError(f"--init is a model of --family {model.spec.family}")
+    return model

@@ -17,7 +17,7 @@ from cnngru_edge.models.whole import WholeModel
 from cnngru_edge.models.whole_spec import CRNN, TEXT_ANSWER, ImageInput, WholeSpec
 
 CRNN_LAYERS: dict[str, Any] = {
-    "channels": [16, 32, 48, 64, 64],
+    "channels": [8, 16, 32, 48, 64],
     "pools": [[2, 2], [2, 2], [2, 1], [2, 1], [2, 1]],  # (height, width): 32 rows to 1
     "hidden_size": 64,  # of each direction
     "num_layers": 2,

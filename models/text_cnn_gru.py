@@ -68,9 +68,9 @@ class TextCnnGru(WholeModel):
         x = torch.cat([torch.relu(conv(x)) for conv in self.convs], dim=1)
         x = self.pool(x).permute(2, 0, 1)  # (ceil(L / 2), N, channels), as GRUs read it
         _, hidden = self.gru(self.dropout(x))  # (2, N, hidden_size): of both directions, the last
-        x = torch.cat([hidden[0], hidden[1]], dim=1)
+        x = torch.cat([hidden[0], hidden[1]], dim=1)[:, None]  # (N, 1, 2 * hidden_size)
         logits: Tensor = self.head(self.dropout(x))
-        return logits[:, None]
+        return logits
 
     def for_export(self) -> "TextCnnGru":
         """A copy in evaluation mode; there is no batch norm to fold."""

@@ -1,6 +1,5 @@
 """Training on streams: cross-entropy at the end of each word, the state carried across words."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,13 @@ from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import AudioError, CorpusError
 from cnngru_edge.models.spec import SILENCE, UNKNOWN, ModelSpec
 from cnngru_edge.models.streams import StreamBatch, StreamBuilder, StreamConfig, collate
-from cnngru_edge.models.train_run import Run, TrainConfig, load_clips, resume_path
+from cnngru_edge.models.train_run import (
+    StreamRun,
+    TrainConfig,
+    load_clips,
+    resume_path,
+    standard_error,
+)
 from cnngru_edge.runtime.audio import Samples
 
 LIGHT = TrainConfig(
@@ -90,7 +95,7 @@ def train(
         config=config.streams,
     )
     validation = _validation_batches(held_out, spec, config)
-    run = Run(model, config, builder.batches_per_epoch(config.batch_size))
+    run = StreamRun(model, config, builder.batches_per_epoch(config.batch_size))
     chance = np.random.default_rng([config.seed, 1_000_000])  # apart from any epoch's
     run.start(resume_path(out), lambda: next(builder.epoch(config.batch_size, chance)).audio)
     while run.epoch < config.epochs:
@@ -102,7 +107,7 @@ def train(
         averaged = run.averaged_model
         accuracy, loss = _validate(averaged, validation)
         run.best = max(run.best, accuracy)
-        kept = accuracy >= run.best - _standard_error(run.best, len(held_out))
+        kept = accuracy >= run.best - standard_error(run.best, len(held_out))
         if kept:
             save_checkpoint(averaged, out)
         run.save(resume_path(out))
@@ -125,11 +130,6 @@ def choose_labels(corpus: Corpus, words: Sequence[str] | None) -> tuple[str, ...
     silence = (SILENCE,) if corpus.noises or SILENCE in found else ()
     unknown = (UNKNOWN,) if found - set(chosen) - {SILENCE} else ()
     return (*silence, *unknown, *(word for word in chosen if word not in (SILENCE, UNKNOWN)))
-
-
-def _standard_error(share: float, count: int) -> float:
-    """Of a share of so many clips, after the binomial distribution."""
-    return math.sqrt(share * (1 - share) / count)
 
 
 def _loss(config: TrainConfig, batch: StreamBatch, logits: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from cnngru_edge.models.connected import (
 )
 from cnngru_edge.models.errors import AudioError, CorpusError, SpecError
 from cnngru_edge.models.spec import ALPHABET, BLANK, CTC, ConvSpec, ModelSpec
-from cnngru_edge.models.train_run import Run, TrainConfig, load_clips, resume_path
+from cnngru_edge.models.train_run import StreamRun, TrainConfig, load_clips, resume_path
 from cnngru_edge.runtime.audio import Samples
 from cnngru_edge.runtime.stream import FLUSH_S
 
@@ -112,7 +112,7 @@ def train_ctc(
         config=connected,
     )
     validation = _validation(_utterances(held_out), spec, connected, config)
-    run = Run(model, config, builder.batches_per_epoch(config.batch_size))
+    run = StreamRun(model, config, builder.batches_per_epoch(config.batch_size))
     chance = np.random.default_rng([config.seed, 1_000_000])  # apart from any epoch's
     run.start(resume_path(out), lambda: next(builder.epoch(config.batch_size, chance)).audio)
     while run.epoch < config.epochs:

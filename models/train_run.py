@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torchaudio.functional import mask_along_axis_iid
 
 from cnngru_edge.calibration.corpus import Clip
 from cnngru_edge.models.atomic import write_file
+from cnngru_edge.models.checkpoint import Model
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.connected import ConnectedConfig
 from cnngru_edge.models.errors import AudioError, CorpusError
@@ -23,31 +24,34 @@ from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.models.streams import StreamConfig
 from cnngru_edge.runtime.audio import Samples, read_audio
 
+M = TypeVar("M", bound=Model)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How long and how to train."""
 
     epochs: int = 80
-    batch_size: int = 32  # streams, or rows of strings
+    batch_size: int = 32  # streams, rows of strings, phrases or images
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
     warmup_epochs: float = 2.0
-    label_smoothing: float = 0.05  # of a keyword model
+    label_smoothing: float = 0.05  # of a model that answers labels
     dropout: float = 0.2
     average_decay: float = 0.998  # of the exponential moving average of the weights
     frequency_mask: int = 7  # mel bins, SpecAugment's F; twice a stream
     time_mask: int = 16  # frames, SpecAugment's T; four times a stream
+    unknown_words: float = 0.0  # share of the words that a text model is not told
     seed: int = 0
     streams: StreamConfig = field(default_factory=StreamConfig)  # of a keyword model
     connected: ConnectedConfig = field(default_factory=ConnectedConfig)  # of a CTC model
     easy_epochs: int = 5  # of a CTC model: in which strings grow from a word, and noise comes
 
 
-class Run:
+class Run(Generic[M]):
     """Everything that changes while training, so that it can be put down and taken up."""
 
-    def __init__(self, model: CnnGru, config: TrainConfig, steps_per_epoch: int) -> None:
+    def __init__(self, model: M, config: TrainConfig, steps_per_epoch: int) -> None:
         self.config = config
         self.model = model
         self.model.dropout.p = config.dropout
@@ -67,34 +71,24 @@ class Run:
         self.best = -math.inf  # the higher the better
 
     @property
-    def averaged_model(self) -> CnnGru:
+    def averaged_model(self) -> M:
         """The model with the moving average of the weights."""
-        assert isinstance(self.average.module, CnnGru)
-        return self.average.module
+        return cast("M", self.average.module)
 
-    def start(self, resume: Path, heard: Callable[[], Samples]) -> None:
-        """Go on from the file, if there is one; else with the statistics of what will be heard."""
-        if resume.is_file():
-            self._load(resume)
-        elif not self.model.feature_mean.any():
-            self.model.feature_mean, self.model.feature_std = _statistics(self.model, heard())
-            self.average = self._averaged()
+    def go_on(self, resume: Path) -> bool:
+        """Take up what `save` put down in this file; whether there is one."""
+        if not resume.is_file():
+            return False
+        self._load(resume)
+        return True
 
     def chance(self) -> np.random.Generator:
         """Seeded by epoch, so that a resumed training hears what an unbroken one would have."""
         torch.manual_seed(self.config.seed * 10_007 + self.epoch)
         return np.random.default_rng([self.config.seed, self.epoch])
 
-    def step(self, samples: Samples, loss_of: Callable[[Tensor], Tensor]) -> float:
-        """One update by the loss of the logits (N, T, C) of samples (N, S); the loss."""
-        self.model.train()
-        audio = torch.from_numpy(samples)
-        state = self.model.initial_state(len(audio))
-        with torch.no_grad():
-            features, _ = self.model.extract(audio, state[0])
-            features = self._mask(features)
-        logits, _ = self.model.classify(features, state[1:])
-        loss = loss_of(logits)
+    def update(self, loss: Tensor) -> float:
+        """One step of the weights against a loss of `model`; the loss."""
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -140,6 +134,27 @@ class Run:
             use_buffers=True,
         )
 
+
+class StreamRun(Run[CnnGru]):
+    """Of a model that hears streams: with the statistics of its features, and SpecAugment."""
+
+    def start(self, resume: Path, heard: Callable[[], Samples]) -> None:
+        """Go on from the file, if there is one; else with the statistics of what will be heard."""
+        if not self.go_on(resume) and not self.model.feature_mean.any():
+            self.model.feature_mean, self.model.feature_std = _statistics(self.model, heard())
+            self.average = self._averaged()
+
+    def step(self, samples: Samples, loss_of: Callable[[Tensor], Tensor]) -> float:
+        """One update by the loss of the logits (N, T, C) of samples (N, S); the loss."""
+        self.model.train()
+        audio = torch.from_numpy(samples)
+        state = self.model.initial_state(len(audio))
+        with torch.no_grad():
+            features, _ = self.model.extract(audio, state[0])
+            features = self._mask(features)
+        logits, _ = self.model.classify(features, state[1:])
+        return self.update(loss_of(logits))
+
     def _mask(self, features: Tensor) -> Tensor:
         # SpecAugment (Park et al. 2019) without time warping; normalized features have mean zero.
         features = features[:, None]  # (N, 1, T, M)
@@ -166,6 +181,11 @@ def load_clips(
         except AudioError as e:
             errors.append(e)
     return loaded, errors
+
+
+def standard_error(share: float, count: int) -> float:
+    """Of a share of so many examples, after the binomial distribution."""
+    return math.sqrt(share * (1 - share) / count)
 
 
 @torch.no_grad()
