@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,11 +170,15 @@ def _transcription(
         expected = clip_logits(reference, recording.samples)
         text = clip_transcript(reference.spec, expected, decode).text
         check = TextCheck(text, text == found.text, float(np.abs(logits - expected).max()))
+    end = recording.duration_s  # what is heard in the silence behind it was said before that
     return Transcription(
         path=str(path),
         text=found.text,
         score=found.score,
-        words=found.words,
+        words=tuple(
+            replace(word, start=min(word.start, end), end=min(word.end, end))
+            for word in found.words
+        ),
         duration_s=recording.duration_s,
         latency_ms=latency_ms,
         backend=session.backend,
