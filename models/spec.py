@@ -152,11 +152,17 @@ class EndpointSpec:
     """When the text of a stream is final."""
 
     silence_s: float = 1.0  # of blanks and spaces after a character; see benchmarks/endpoints.py
+    longest_s: float = 20.0  # of a text: from there on a space ends it, and at twice that anything
 
     def __post_init__(self) -> None:
         """Refuse what ends inside a word, or never."""
         if not 0 < self.silence_s <= 10:
             raise SpecError(f"endpoint: silence_s is above 0 to 10 seconds, got {self.silence_s}")
+        if not self.silence_s <= self.longest_s <= 600:
+            raise SpecError(
+                f"endpoint: longest_s is {self.silence_s:g} (silence_s) to 600 seconds, got "
+                f"{self.longest_s}"
+            )
 
 
 MAX_LAYERS = 64

@@ -1,8 +1,9 @@
 """A live or long stream of audio in, events out."""
 
 import time
+from collections import deque
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,15 @@ import soxr
 from cnngru_edge.models.errors import AudioError
 from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple
-from cnngru_edge.runtime.ctc import DecodeConfig
+from cnngru_edge.runtime.ctc import DecodeConfig, Word
 from cnngru_edge.runtime.detect import Detection, Detector
 from cnngru_edge.runtime.session import Session, open_session
 from cnngru_edge.runtime.stream import FLUSH_S, Stream, fixed_length
 from cnngru_edge.runtime.transcribe import Said, Transcriber
 
 PARTIAL, FINAL = "partial", "final"
+
+_LOSSES = 1000  # more than there are while a text grows
 
 if TYPE_CHECKING:
     from cnngru_edge.runtime.monitor import CheckedStream, Shadow
@@ -42,6 +45,7 @@ class TextEvent:
     text: str
     start: float  # s from the start of the stream
     end: float
+    words: tuple[Word, ...]  # the same of each
     latency_ms: float  # from the audio that completed it to this event
 
 
@@ -100,7 +104,8 @@ class StreamSession:
         self._resampler = (
             soxr.ResampleStream(source, rate, 1, dtype="float32") if source != rate else None
         )
-        self._lost_s = 0.0
+        # From where in what was pushed on; all that is missing by then. Those before are forgotten.
+        self._losses = deque([(0.0, 0.0)], maxlen=_LOSSES)
         self.pushed_s = 0.0  # of audio
         self.compute_s = 0.0  # what that took
 
@@ -119,7 +124,7 @@ class StreamSession:
 
     def lose(self, seconds: float) -> None:
         """Say that so much audio is missing here, so that the times of events stay right."""
-        self._lost_s += seconds
+        self._losses.append((self.pushed_s, self._losses[-1][1] + seconds))
         if self._checked is not None:
             self._checked.lost_s += seconds
 
@@ -151,16 +156,26 @@ class StreamSession:
 
     def _event(self, found: Detection | Said, latency_ms: float) -> Event | TextEvent:
         if isinstance(found, Detection):
-            time_s = round(found.time + self._lost_s, 3)
+            time_s = self._time(found.time)
             return Event(time_s, found.label, round(found.score, 4), latency_ms)
-        transcript = found.transcript
+        words = tuple(
+            replace(word, start=self._time(word.start), end=self._time(word.end))
+            for word in found.transcript.words
+        )
         return TextEvent(
             FINAL if found.is_final else PARTIAL,
-            transcript.text,
-            round(transcript.words[0].start + self._lost_s, 3),
-            round(transcript.words[-1].end + self._lost_s, 3),
+            found.transcript.text,
+            words[0].start,
+            words[-1].end,
+            words,
             latency_ms,
         )
+
+    def _time(self, seconds: float) -> float:
+        """Where in the stream this is, of what was pushed: with what was missing before it."""
+        latest = reversed(self._losses)
+        lost = next((total for start, total in latest if start <= seconds), self._losses[0][1])
+        return round(seconds + lost, 3)
 
     def close(self) -> None:
         """Give back what the session holds for it."""

@@ -2,7 +2,8 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,7 +146,7 @@ def recognize(
             path=str(source),
             text=found.text,
             score=found.score,
-            words=found.words if duration_s is not None else (),
+            words=_within(found.words, duration_s),
             duration_s=duration_s,
             latency_ms=latency_ms,
             backend=session.backend,
@@ -172,6 +173,16 @@ def recognize(
         precision=session.precision,
         check=check,
         notes=notes,
+    )
+
+
+def _within(words: Sequence[Word], duration_s: float | None) -> tuple[Word, ...]:
+    """What is heard in the silence behind a recording was said before its end."""
+    if duration_s is None:
+        return ()  # an image has no time
+    return tuple(
+        replace(word, start=min(word.start, duration_s), end=min(word.end, duration_s))
+        for word in words
     )
 
 

@@ -65,14 +65,16 @@ class Said:
 class Transcriber:
     """Texts out of a stream of logits: each is final after `spec.endpoint.silence_s` of silence.
 
-    Silence is that blank or space is the most probable label. The decoder then begins anew; the
-    model's state goes on.
+    Silence is that blank or space is the most probable label. One that goes on for `longest_s` is
+    final with the next space, so that a stream without an end takes no more and more memory and
+    time. The decoder then begins anew; the model's state goes on.
     """
 
     def __init__(self, spec: ModelSpec, config: DecodeConfig | None = None) -> None:
         self._decoder = decoder_of(spec, config or DecodeConfig())
         self._quiet = {0} | {i for i, label in enumerate(spec.labels) if label == " "}
         self._needed = max(1, round(spec.endpoint.silence_s / frame_s(spec)))
+        self._longest = round(spec.endpoint.longest_s / frame_s(spec))
         self.reset()
 
     def reset(self) -> None:
@@ -83,7 +85,7 @@ class Transcriber:
     def _begin(self) -> None:
         self._decoder.reset(self._frame)
         self._silent = 0  # frames in a row
-        self._has_spoken = False
+        self._spoken = 0  # frames from the first character on
         self._shown = ""  # of what is not final
 
     def push(self, logits: Array) -> list[Said]:
@@ -92,13 +94,15 @@ class Transcriber:
         for row in logits:
             self._decoder.push(row[None])
             self._frame += 1
-            is_quiet = int(row.argmax()) in self._quiet
+            best = int(row.argmax())
+            is_quiet = best in self._quiet
             self._silent = self._silent + 1 if is_quiet else 0
-            self._has_spoken |= not is_quiet
-            if self._silent >= self._needed:
-                said += self.end() if self._has_spoken else []
+            self._spoken += bool(self._spoken) or not is_quiet
+            limit = self._longest if is_quiet and best else 2 * self._longest
+            if self._silent >= self._needed or self._spoken >= limit:
+                said += self.end() if self._spoken else []
                 self._begin()  # where nothing was said too: in a beam, rare characters add up
-        if self._has_spoken:
+        if self._spoken:
             transcript = self._decoder.transcript
             if transcript.text not in ("", self._shown):
                 self._shown = transcript.text

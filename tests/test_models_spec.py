@@ -76,6 +76,7 @@ def test_a_ctc_model_has_characters_and_no_words():
         ({"labels": ["a", "<blank>"]}, "the first of a CTC model is <blank>, got 'a'"),
         ({"labels": ["<blank>", "a", "yes"]}, "a CTC model has single characters, got yes"),
         ({"endpoint": {"silence_s": 0}}, "endpoint: silence_s is above 0 to 10 seconds, got 0"),
+        ({"endpoint": {"longest_s": 0.5}}, "endpoint: longest_s is 1 .silence_s. to 600 seconds"),
         ({"endpoint": {"silence": 1}}, r"unknown EndpointSpec fields \['silence'\]"),
         ({"decision": {"thresholds": [["a", 0.5]]}}, "thresholds for a, and the words"),
     ],

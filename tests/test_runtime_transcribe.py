@@ -3,7 +3,8 @@ import os
 import pty
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,17 @@ def test_spaces_are_silence_and_times_go_on():
     assert second.is_final
 
 
+@pytest.mark.parametrize("config", DECODERS, ids=["greedy", "beam"])
+def test_a_text_without_an_end_is_cut_at_a_space_or_at_last_anywhere(config):
+    spec = replace(SPEC, endpoint=EndpointSpec(silence_s=0.1, longest_s=0.4))  # 20 frames
+    (said,) = Transcriber(spec, config).push(logits_of("_a_b" * 5 + "b a b"))[:1]
+    assert said_of(said) == ("ab" * 5, True)  # the next space ends it
+    found = Transcriber(spec, config).push(logits_of("__" + "a_b_" * 30))
+    texts = [said_of(one) for one in found]
+    assert texts == [("ab" * 10, True)] * 3  # after 40 frames
+    assert found[1].transcript.words[0].start == pytest.approx((2 + 40) * 0.02)
+
+
 def test_an_end_makes_what_there_is_final():
     transcriber = Transcriber(SPEC)
     assert transcriber.end() == []
@@ -119,7 +131,8 @@ def test_a_transcription_says_what_was_written_and_when(tiny_ctc_onnx, clip):
     fields = json.loads(found.to_json())
     assert fields["text"] == expected.text == " ".join(word["word"] for word in fields["words"])
     assert fields["text"]
-    assert fields["words"] == [asdict(word) for word in expected.words]
+    words = [replace(word, end=min(word.end, 1.0)) for word in expected.words]
+    assert fields["words"] == [asdict(word) for word in words]
     assert fields["score"] == expected.score
     assert fields["precision"] == "fp32"
     assert fields["duration_s"] == 1.0
@@ -128,6 +141,19 @@ def test_a_transcription_says_what_was_written_and_when(tiny_ctc_onnx, clip):
         *("path", "text", "score", "words", "duration_s"),
         *("latency_ms", "backend", "device", "precision"),
     }
+
+
+def test_no_word_ends_behind_the_recording(tiny_ctc_onnx, wav, rng):
+    heard = 0
+    with open_session(tiny_ctc_onnx) as session:
+        for i in range(4):
+            found = recognize(
+                session, wav(f"{i}.wav", noise_of(rng)[: 15_000 + i], subtype="FLOAT")
+            )
+            logits = clip_logits(session, read_audio(Path(found.path), RATE).samples)
+            heard += clip_transcript(session.spec, logits).words[-1].end > found.duration_s
+            assert all(0 <= w.start <= w.end <= found.duration_s for w in found.words)
+    assert heard
 
 
 def test_a_reference_checks_the_text(tiny_ctc_onnx, clip, tmp_path):
@@ -221,6 +247,26 @@ def test_audio_that_was_lost_moves_the_times(tiny_ctc_onnx, rng):
     assert again == [(text, start, end)]
 
 
+def test_audio_that_was_lost_in_a_text_moves_what_comes_after_it(tiny_ctc_onnx, rng):
+    samples = noise_of(rng, 3)
+    with StreamSession(tiny_ctc_onnx) as stream:
+        stream.push(samples)
+        (whole,) = (event for event in stream.flush() if event.type == "final")
+        torn_s = whole.words[len(whole.words) // 2].start
+        torn_at = round(torn_s * RATE)
+        stream.reset()
+        stream.push(samples[:torn_at])
+        stream.lose(2.5)
+        stream.push(samples[torn_at:])
+        (torn,) = (event for event in stream.flush() if event.type == "final")
+    assert torn.text == whole.text
+    late = [2.5 if word.start >= torn_s else 0 for word in whole.words]
+    assert set(late) == {0, 2.5}
+    moved = [b.start - a.start for a, b in zip(whole.words, torn.words, strict=True)]
+    assert moved == pytest.approx(late)
+    assert (torn.start, torn.end) == (whole.start, pytest.approx(whole.end + 2.5))
+
+
 def test_the_command_writes_a_stream(cli, tiny_ctc_onnx, clip):
     run = ("run", "--engine", tiny_ctc_onnx, "--stream", clip)
     shown = cli(*run)
@@ -231,7 +277,11 @@ def test_the_command_writes_a_stream(cli, tiny_ctc_onnx, clip):
     assert "\x1b" not in shown.stderr
     events = [json.loads(line) for line in cli(*run, "--json").stdout.splitlines()]
     assert [event["type"] for event in events[-1:]] == ["final"]
-    assert all(e.keys() == {"type", "text", "start", "end", "latency_ms"} for e in events)
+    keys = {"type", "text", "start", "end", "words", "latency_ms"}
+    assert all(e.keys() == keys for e in events)
+    words = events[-1]["words"]
+    assert " ".join(word["word"] for word in words) == text
+    assert (words[0]["start"], words[-1]["end"]) == (events[-1]["start"], events[-1]["end"])
 
 
 def test_on_a_terminal_the_line_is_rewritten(tiny_ctc_onnx, clip):
