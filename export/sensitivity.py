@@ -30,8 +30,8 @@ from cnngru_edge.models.errors import ExportError
 from cnngru_edge.runtime.agreement import sqnr_text
 from cnngru_edge.runtime.audio import Samples
 from cnngru_edge.runtime.ctc import frame_s
-from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY, initial_state, open_session
-from cnngru_edge.runtime.stream import flushed
+from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY, open_session
+from cnngru_edge.runtime.stream import clip_feed
 
 _BARS = 64  # of a histogram that is shown
 _EXPLAINED_DB = 1.0  # by which sums in another order and another form of the graph may differ
@@ -228,8 +228,7 @@ def tensor_uses(reference: Path, stored: Stored, clips: Sequence[Samples]) -> tu
         ir.save(with_tensors_as_outputs(ir.load(reference)), observed)
         with open_session(observed) as session:
             for samples in clips:
-                audio = flushed(session.spec, samples)[None]
-                outputs = session.run({"audio": audio, **initial_state(session.spec, 1)})
+                outputs = session.run(clip_feed(session.spec, samples))
                 for name, histogram in histograms.items():
                     if name in outputs:
                         histogram.observe(outputs[name])

@@ -260,7 +260,8 @@ def _run_stream(
 
     with ExitStack() as held:
         session = held.enter_context(open_session(engine))
-        rate, blocks, buffer = _source(held, audio, device, session.spec.features.sample_rate)
+        spec = streamable(session.spec)
+        rate, blocks, buffer = _source(held, audio, device, spec.features.sample_rate)
         shadow = held.enter_context(_shadow(session, config))
         decode = _decode_config(session.spec, engine, *search)
         stream = held.enter_context(StreamSession(session, rate, shadow, decode))

@@ -6,10 +6,10 @@ import numpy as np
 
 from cnngru_edge.models.errors import SessionError
 from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.models.whole_spec import WholeSpec, streamable
+from cnngru_edge.models.whole_spec import Spec, WholeSpec, streamable
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple
 from cnngru_edge.runtime.inputs import fitted
-from cnngru_edge.runtime.session import Array, Session
+from cnngru_edge.runtime.session import Array, Session, initial_state
 
 FLUSH_S = 0.06
 """Silence after a clip's end: a word cut off there is heard out, as it is in a stream."""
@@ -83,6 +83,13 @@ def flushed(spec: ModelSpec, samples: Samples) -> Samples:
     return pad_to_multiple(np.concatenate([samples, silence]), spec.chunk_length)
 
 
+def clip_feed(spec: Spec, given: Array) -> dict[str, Array]:
+    """All inputs for one run over a whole clip, phrase or image, as `read_input` gives it."""
+    if isinstance(spec, WholeSpec):
+        return {spec.input.name: fitted(spec, given)[None]}
+    return {"audio": flushed(spec, given)[None], **initial_state(spec, 1)}
+
+
 def clip_logits(session: Session, given: Array) -> Array:
     """Logits (T, C) of one clip, phrase or image, as `read_input` gives it.
 
@@ -90,7 +97,7 @@ def clip_logits(session: Session, given: Array) -> Array:
     """
     spec = session.spec
     if isinstance(spec, WholeSpec):
-        whole: Array = session.run({spec.input.name: fitted(spec, given)[None]})["logits"][0]
+        whole: Array = session.run(clip_feed(spec, given))["logits"][0]
         return whole
     audio = flushed(spec, given)
     frames = len(audio) // spec.chunk_length
