@@ -24,7 +24,7 @@ from cnngru_edge.models.spec import BLANK
 from cnngru_edge.models.text_cnn_gru import TextCnnGru
 from cnngru_edge.models.train_ctc import greedy_texts
 from cnngru_edge.models.train_run import Run, TrainConfig, resume_path, standard_error
-from cnngru_edge.models.whole_spec import PADDING, UNKNOWN_WORD, WholeSpec
+from cnngru_edge.models.whole_spec import PADDING, UNKNOWN_WORD, TokenInput, WholeSpec
 from cnngru_edge.runtime.inputs import read_input, words_of
 from cnngru_edge.runtime.session import Array
 
@@ -114,7 +114,9 @@ def train_whole(
         losses = []
         for batch in batches_of(examples, spec, config, chance):
             model.train()
-            given = _without_some_words(batch.given, config.unknown_words, chance)
+            given = batch.given
+            if isinstance(spec.input, TokenInput):
+                given = _without_some_words(given, config.unknown_words, chance)
             losses.append(run.update(_loss(spec, model(given), batch.expected, config)))
         run.epoch += 1
         accuracy, loss = validate(run.averaged_model, validation, config)
@@ -246,6 +248,5 @@ def _collate(examples: Sequence[Example]) -> Batch:
 
 
 def _without_some_words(given: Tensor, share: float, chance: np.random.Generator) -> Tensor:
-    if not share:
-        return given
-    return given.masked_fill(torch.from_numpy(chance.random(given.shape) < share), 1)
+    unknown = torch.from_numpy(chance.random(given.shape) < share)
+    return given.masked_fill(unknown, 1)  # the place of UNKNOWN_WORD in every vocabulary

@@ -62,6 +62,16 @@ def test_where_a_stream_is_needed_others_are_refused_with_the_reason(tiny_text, 
         load_stream_checkpoint(path)
 
 
+def test_a_model_without_a_stream_cannot_be_tuned(refused, tiny_crnn, tmp_path):
+    path = tmp_path / "crnn.safetensors"
+    save_checkpoint(tiny_crnn, path)
+    options = ["--engine", "none.onnx", "--data", tmp_path, "--out", tmp_path / "out.safetensors"]
+    assert refused("tune", path, *options) == (
+        f"{path}: this model cannot be a stream: its GRU is bidirectional: it reads the line from "
+        "the right as well"
+    )
+
+
 def test_the_module_of_another_package_is_not_rebuilt(tiny_text, tmp_path):
     path = tmp_path / "own.safetensors"
     tiny_text.spec = dataclasses.replace(tiny_text.spec, family=OWN)
