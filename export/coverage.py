@@ -130,7 +130,9 @@ def layers_as_run(path: Path, *, optimized: bool, feed: Feed | None = None) -> t
             path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
         )
         feed = example_feed(session) if feed is None else feed
-        session.run(None, dict(feed))
+        # The types of the float graph may be others: token ids are int32 for TensorRT.
+        types = {value.name: _TYPES.get(value.type, np.float32) for value in session.get_inputs()}
+        session.run(None, {name: feed[name].astype(dtype) for name, dtype in types.items()})
         seconds = _seconds(session, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
         del session

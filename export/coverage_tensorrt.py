@@ -43,13 +43,17 @@ def rtx_coverage(path: Path, log: str, version: str, feed: Feed | None = None) -
         for node, name, weight in nodes:
             if name != layer.name:
                 continue
+            is_table = node.op_type == "Gather"
             holding = [
                 (made, constant)
                 for made in built
                 if made.comes_from(node.name or "") and (constant := made.holding(weight))
             ]
             # A product that the log does not name has not become one of integers.
-            precisions |= {made.precision(dtype) for made, dtype in holding} or {_UNNAMED}
+            precisions |= {
+                INT8 if is_table and dtype == "Int8" else made.precision(dtype)
+                for made, dtype in holding
+            } or {_UNNAMED}
             size = max([size, *(_WEIGHT_BYTES.get(dtype, 4) for _, dtype in holding)])
         precision = "+".join(sorted(precisions))
         layers.append(replace(layer, precision=precision, bytes=layer.weights * size))
@@ -174,9 +178,17 @@ class _BuiltLayer:
         """The data type in which this layer holds a weight, if it does."""
         assert weight.shape is not None
         shape = weight.shape.numpy()
-        if len(shape) == 4:  # a convolution's, whose input channels may be padded
+        if len(shape) > 2:  # a convolution's, whose input channels may be padded
+            kernel = [size for size in shape[2:] if size > 1]
             return next(
-                (t for s, t in self.constants if s[:1] == shape[:1] and s[2:] == shape[2:]), None
+                (
+                    dtype
+                    for found, dtype in self.constants
+                    if len(found) > 2
+                    and found[0] == shape[0]
+                    and [size for size in found[2:] if size > 1] == kernel
+                ),
+                None,
             )
         # Odd sizes are padded with a row or column of zeros: 29 labels have 30 outputs.
         for sizes in (sorted(shape[-2:]), sorted(size + size % 2 for size in shape[-2:])):
@@ -187,6 +199,9 @@ class _BuiltLayer:
 
     def precision(self, weight: str) -> str:
         """Integers only if both the weight and what it is multiplied with are."""
-        if weight == "Int8" and "Int8" not in self.inputs:
+        # Of a state that begins with zeros, the first frame's product is of two constants.
+        matrices = [dtype for shape, dtype in self.constants if len(shape) > 1]
+        others = self.inputs or matrices[1:]
+        if weight == "Int8" and "Int8" not in others:
             return "float (int8 weights)"
         return {"Int8": INT8, "Float": "fp32", "Half": "fp16"}.get(weight, weight.lower())

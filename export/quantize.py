@@ -18,10 +18,15 @@ from cnngru_edge.models.atomic import file_sha256, staged
 from cnngru_edge.models.errors import CalibrationError, ExportError
 from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
+from cnngru_edge.models.whole_spec import ImageInput
 from cnngru_edge.runtime.session import CLIP_SAMPLES_KEY, PRECISION_KEY, SOURCE_KEY, TARGET_KEY
 
 _SAME_VALUES = LAYOUT | {"DequantizeLinear", "QuantizeLinear"}
 _HIDDEN_RANGE = Range(-1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 0.0)
+_IMAGE_RANGE = Range(0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+"""All of it: an image is mostly paper, and what is rare in it, the ink, is what counts."""
+_IMAGE_RANGE = Range(0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+"""All of it: an image is mostly paper, and what is rare in it, the ink, is what counts."""
 
 
 def quantize_onnx(
@@ -168,6 +173,10 @@ def _range_of(tensors: Mapping[str, Range], value: ir.Value) -> Range:
     """What a tensor's values are quantized between."""
     if _is_hidden(value):
         return _HIDDEN_RANGE
+    if value.is_graph_input() and value.name == ImageInput.name:
+        return _IMAGE_RANGE
+    if value.is_graph_input() and value.name == ImageInput.name:
+        return _IMAGE_RANGE
     found = value
     while found.name not in tensors:
         node = found.producer()

@@ -10,12 +10,12 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export import integer
+from cnngru_edge.export.half import to_half
 from cnngru_edge.export.integer import Floats, RangeOf, named, values_of
 from cnngru_edge.export.targets import Target
 
-_WEIGHT_AXIS = {"Conv": 0, "MatMul": 1}  # output channels
+_WEIGHT_AXIS = {"Conv": 0, "MatMul": 1, "Gather": 1}  # output channels
 _LEAST_HALF = np.float32(2.0**-14)  # the smallest normal FP16: a scale below it loses bits
 
 
@@ -36,25 +36,32 @@ def quantize(
     pairs: dict[ir.Value, ir.Value] = {}
     weights: dict[ir.Value, ir.Value] = {}
     for node in integer.weighted_nodes(model, kept_in_float):
-        data, weight = node.inputs[:2]
-        assert data is not None
+        weight = integer.weight_of(node)
         assert weight is not None
         graph = node.graph
         assert isinstance(graph, ir.Graph)
         tape = ir.tape.Tape(graph)
+        if weight not in weights:
+            weights[weight] = _weight_pair(tape, weight, _WEIGHT_AXIS[node.op_type], half)
+            graph.insert_before(graph[0], tape.nodes)
+            tape = ir.tape.Tape(graph)
+        if node.op_type == "Gather":  # the builder moves what dequantizes the table behind it
+            node.replace_input_with(0, weights[weight])
+            continue
+        data = node.inputs[0]
+        assert data is not None
         if data not in pairs:
             affine = integer.symmetric_affine(range_of(data))
             scale = _storable(np.asarray(affine.scale), half)
             affine = integer.Affine(np.float32(scale), affine.zero_point)
             quantized = integer.quantized(tape, data, affine)
             pairs[data] = integer.dequantized(tape, quantized, affine, f"{data.name}")
-        if weight not in weights:
-            weights[weight] = _weight_pair(tape, weight, _WEIGHT_AXIS[node.op_type], half)
         node.replace_input_with(0, pairs[data])
         node.replace_input_with(1, weights[weight])
         graph.insert_before(node, tape.nodes)
+    _to_int32(model.graph)
     if half:
-        _to_half(model, target)
+        to_half(model, target)
 
 
 def _weight_pair(tape: ir.tape.Tape, weight: ir.Value, axis: int, half: bool) -> ir.Value:
@@ -78,85 +85,22 @@ def _storable(scales: Floats, half: bool) -> Floats:
     return np.maximum(scales, _LEAST_HALF).astype(np.float16).astype(np.float32)
 
 
-def _to_half(model: ir.Model, target: Target) -> None:
-    """FP16 from the features on; the front-end, and the graph's inputs and outputs, stay FP32."""
-    graph = model.graph
-    single = _single_precision(graph)
-    casts: dict[ir.Value, ir.Value] = {}
-    for node in list(graph):
-        if node in single:
-            continue
-        for index, value in enumerate(node.inputs):
-            if value is None:
-                continue
-            if value.is_initializer():
-                node.replace_input_with(index, _half_initializer(graph, value))
-            elif value.is_graph_input() or value.producer() in single:
-                if value not in casts:
-                    tape = ir.tape.Tape(graph)
-                    casts[value] = _cast(tape, value, ir.DataType.FLOAT16)
-                    graph.insert_before(node, tape.nodes)
-                node.replace_input_with(index, casts[value])
-        for output in node.outputs:
-            if not output.is_graph_output():
-                output.type = output.shape = None
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                _body_to_half(attribute.as_graph())
-    for index, output in enumerate(graph.outputs):
-        writer = output.producer()
-        if writer is None or writer in single:
-            continue
-        tape = ir.tape.Tape(graph)
-        whole = _cast(tape, output, ir.DataType.FLOAT)
-        graph.insert_after(writer, tape.nodes)
-        whole.name, output.name = output.name, f"{output.name}_half"
-        whole.type, whole.shape = output.type, output.shape
-        output.type = output.shape = None
-        graph.outputs[index] = whole
-    graph.opset_imports[""] = target.max_opset
-    model.ir_version = target.max_ir
-
-
-def _single_precision(graph: ir.Graph) -> set[ir.Node]:
-    """The front-end and what only depends on it, up to where it is first quantized or joined."""
-    found: set[ir.Node] = set()
-    halved = {"Conv", "MatMul", "QuantizeLinear", "DequantizeLinear", "Scan"}
-    for node in graph:
-        if (node.name or "").startswith(FRONTEND_NODES) or (
-            node.op_type not in halved
-            and all(
-                value is None or value.is_initializer() or value.producer() in found
-                for value in node.inputs
-            )
-        ):
-            found.add(node)
-    return found
-
-
-def _body_to_half(body: ir.Graph) -> None:
-    for value in (*body.inputs, *body.outputs):
-        value.type = ir.TensorType(ir.DataType.FLOAT16)
-    for node in body:
-        for index, read in enumerate(node.inputs):
-            if read is not None and read.is_initializer():
-                node.replace_input_with(index, _half_initializer(body, read))
-        for output in node.outputs:
-            if not output.is_graph_output():
-                output.type = output.shape = None
-
-
-def _half_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """The FP16 form of a float initializer; others as they are."""
-    assert value.const_value is not None
-    if value.const_value.dtype != ir.DataType.FLOAT:
-        return value
-    name = f"{value.name}_half"
-    if name not in graph.initializers:
-        half = values_of(value).astype(np.float16)
-        graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(half)))
-    return graph.initializers[name]
-
-
-def _cast(tape: ir.tape.Tape, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    return named(tape.op("Cast", [value], {"to": dtype}), f"{value.name}_{dtype.name.lower()}")
+def _to_int32(graph: ir.Graph) -> None:
+    """Inputs and outputs of int64 as int32: 8.6 makes them that unasked, later ones do not."""
+    for value in graph.inputs:
+        if value.dtype == ir.DataType.INT64:
+            tape = ir.tape.Tape(graph)
+            wide = named(tape.op("Cast", [value], {"to": ir.DataType.INT64}), f"{value.name}_int64")
+            for reader, index in [use for use in value.uses() if use.node is not wide.producer()]:
+                reader.replace_input_with(index, wide)
+            graph.insert_before(graph[0], tape.nodes)
+            value.dtype = ir.DataType.INT32
+    for index, value in enumerate(graph.outputs):
+        writer = value.producer()
+        if value.dtype == ir.DataType.INT64 and writer is not None:
+            tape = ir.tape.Tape(graph)
+            narrow = tape.op("Cast", [value], {"to": ir.DataType.INT32})
+            graph.insert_after(writer, tape.nodes)
+            narrow.name, value.name = value.name, f"{value.name}_int64"
+            narrow.type, narrow.shape = ir.TensorType(ir.DataType.INT32), value.shape
+            graph.outputs[index] = narrow

@@ -13,10 +13,11 @@ from torch import nn
 
 from cnngru_edge.calibration.collect import observed_tensors, with_tensors_as_outputs
 from cnngru_edge.calibration.ranges import Range
+from cnngru_edge.export import lint
 from cnngru_edge.export.coverage import INT8, onnxruntime_coverage
 from cnngru_edge.export.normal_form import normalize
 from cnngru_edge.export.quantize import lower, quantize_lowered
-from cnngru_edge.export.targets import CPU
+from cnngru_edge.export.targets import CPU, TARGETS
 
 FREE = 12  # of a dimension that is free
 
@@ -67,6 +68,9 @@ def run(model, feed):
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [output.name for output in session.get_outputs()]
+    for value in session.get_inputs():
+        if value.type == "tensor(int32)":  # what ids are for TensorRT
+            feed = feed | {value.name: feed[value.name].astype(np.int32)}
     return dict(zip(names, session.run(names, feed), strict=True))
 
 
@@ -165,7 +169,7 @@ STRUCTURES = {
         {
             "first": nn.Conv1d(8, 16, 3, groups=4),
             "second": nn.Conv1d(16, 16, 3, groups=16),
-            "head": nn.Linear(16, 5),
+            "head": nn.Linear(16, 6),
         },
         floats(2, 8, 30),
     ),
@@ -174,7 +178,7 @@ STRUCTURES = {
         {
             "depthwise": nn.Conv2d(8, 8, 3, groups=8, stride=2),
             "pointwise": nn.Conv2d(8, 24, 1),
-            "head": nn.Linear(24, 5),
+            "head": nn.Linear(24, 6),
         },
         3 * floats(2, 8, 16, 16),
     ),
@@ -193,7 +197,7 @@ STRUCTURES = {
             "first": nn.Conv1d(8, 8, 3, padding=1),
             "second": nn.Conv1d(8, 8, 3, padding=1),
             "third": nn.Conv1d(8, 8, 3, padding=1),
-            "head": nn.Linear(8, 5),
+            "head": nn.Linear(8, 6),
         },
         floats(2, 8, 30),
     ),
@@ -203,7 +207,7 @@ STRUCTURES = {
             "first": nn.Conv1d(8, 8, 3, padding=1),
             "second": nn.Conv1d(8, 8, 3, padding=1),
             "third": nn.Conv1d(8, 8, 3, padding=1),
-            "head": nn.Linear(64, 5),
+            "head": nn.Linear(64, 6),
         },
         floats(2, 8, 32),
     ),
@@ -310,3 +314,38 @@ def test_a_structure_is_in_int8_on_a_cpu(structure, tmp_path):
     assert receipt.weights_int8 == 1
     expected = run(model, feed)["y"]
     assert sqnr(expected, run(found, feed)["y"]) > LEAST.get(name, 28)
+
+
+def rtx_receipt(path, feed):
+    """What TensorRT-RTX makes of a graph."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    from cnngru_edge.export.coverage_tensorrt import rtx_coverage
+    from cnngru_edge.runtime import trt_library
+
+    log = trt_library.logger(trt)
+    log.start()
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    assert parser.parse(path.read_bytes()), [
+        parser.get_error(i).desc() for i in range(parser.num_errors)
+    ]
+    settings = builder.create_builder_config()
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    assert builder.build_serialized_network(network, settings) is not None, log.lines[-5:]
+    text = "\n".join(line for _, line in log.lines)
+    return rtx_coverage(path, text, trt.__version__, feed), text
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != CPU])
+def test_a_structure_is_in_int8_in_tensorrt(structure, target, tmp_path):
+    name, model, weights, feed = structure
+    found = quantized(model, feed, target)
+    assert lint.lint(ir.from_proto(found), TARGETS[target]) == []
+    expected = run(model, feed)["y"]
+    assert sqnr(expected, run(found, feed)["y"]) > LEAST.get(name, 28) - 2
+    path = tmp_path / "int8.onnx"
+    onnx.save(found, path)
+    receipt, _ = rtx_receipt(path, feed)
+    assert {layer.name: layer.weights for layer in receipt.layers} == weights
+    assert {layer.precision for layer in receipt.layers} == {INT8}
