@@ -1,5 +1,6 @@
 """What is inside an artefact: the file's own words, and the receipt of what became of it."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def inspect(path: Path) -> dict[str, Any]:
             "precision": session.precision,
             "inputs": [asdict(i) for i in session.inputs],
             "outputs": [asdict(o) for o in session.outputs],
-            "spec": asdict(session.spec),
+            "spec": json.loads(session.spec.to_json()),
         }
     receipt = coverage(path, target) if path.suffix == ".onnx" else None
     found["coverage"] = receipt and receipt.to_json()
@@ -66,7 +67,7 @@ def _inspect_engine(path: Path) -> dict[str, Any]:
         "precision": manifest.precision,
         "inputs": [asdict(i) for i in manifest.inputs],
         "outputs": [asdict(o) for o in manifest.outputs],
-        "spec": asdict(manifest.spec),
+        "spec": json.loads(manifest.spec.to_json()),
         "build": asdict(builder) | {"source_sha256": manifest.source_sha256},
         "coverage": manifest.coverage.to_json(),
     }

@@ -21,10 +21,12 @@ from cnngru_edge.export.targets import CPU, TARGETS, TENSORRT, TENSORRT_FP16
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.errors import EdgeError, ExportError
 from cnngru_edge.models.receipt import Coverage
-from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
+from cnngru_edge.models.spec import METADATA_KEY
+from cnngru_edge.models.whole_spec import WholeSpec, least_length_of, read_spec, sample_rate_of
 from cnngru_edge.runtime import jetson, trt_library
 from cnngru_edge.runtime.cuda import Cuda, Gpu
 from cnngru_edge.runtime.engine_file import LIBRARIES
+from cnngru_edge.runtime.inputs import example_input
 from cnngru_edge.runtime.session import CLIP_SAMPLES_KEY, PRECISION_KEY, TARGET_KEY
 from cnngru_edge.runtime.stream import FLUSH_S
 
@@ -204,7 +206,7 @@ class _Build:
         self.is_rtx = config.library == "tensorrt_rtx"
         self.flags: list[str] = []
         self.log = trt_library.logger(trt)
-        self.spec = ModelSpec.from_json(model.metadata_props[METADATA_KEY])
+        self.spec = read_spec(model.metadata_props[METADATA_KEY])
 
     def run(self, notes: list[str], is_stopped: Callable[[], bool]) -> Built:
         """Parse, configure, build, and read the receipt."""
@@ -348,20 +350,8 @@ class _Build:
         return asked
 
     def _set_shapes(self, builder: Any, settings: Any, network: Any) -> int:
-        """Fix what is known, and give limits to what stays free; the most samples at a time."""
-        chunk, rate = self.spec.chunk_length, self.spec.features.sample_rate
-        seen = self.model.metadata_props.get(CLIP_SAMPLES_KEY)
-        try:
-            _, median, longest = map(int, seen.split(",")) if seen else (0, rate, _LONGEST_S * rate)
-        except ValueError as e:
-            raise ExportError(
-                f"{self.graph}: {CLIP_SAMPLES_KEY} is no list of three: {seen}"
-            ) from e
-        if self.config.max_seconds is not None:
-            longest = round(self.config.max_seconds * rate)
-        flush = round(FLUSH_S * rate)
-        usual, most = (-(-(length + flush) // chunk) * chunk for length in (median, longest))
-        usual = min(usual, most)
+        """Fix what is known, and give limits to what stays free; the longest input at a time."""
+        least, usual, most = self._lengths()
         profile, is_free = builder.create_optimization_profile(), False
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
@@ -374,11 +364,11 @@ class _Build:
             limits = [
                 [size] * 3
                 if size != -1
-                else ([1, *[self.config.batch] * 2] if axis == 0 else [chunk, usual, most])
+                else ([1, *[self.config.batch] * 2] if axis == 0 else [least, usual, most])
                 for axis, size in enumerate(shape)
             ]
             if index == 0:
-                most = limits[1][2]
+                most = limits[-1][2]
             is_free |= -1 in shape
             try:
                 profile.set_shape(tensor.name, *zip(*limits, strict=True))
@@ -388,6 +378,32 @@ class _Build:
         if is_free and settings.add_optimization_profile(profile) < 0:
             raise self._failure("does not take these sizes")
         return most
+
+    def _lengths(self) -> tuple[int, int, int]:
+        """The shortest, a usual and the longest input, in samples, tokens or columns."""
+        rate = sample_rate_of(self.spec)
+        seen = self.model.metadata_props.get(CLIP_SAMPLES_KEY)
+        try:
+            shortest, median, longest = map(int, seen.split(",")) if seen else (1, 0, 0)
+        except ValueError as e:
+            raise ExportError(
+                f"{self.graph}: {CLIP_SAMPLES_KEY} is no list of three: {seen}"
+            ) from e
+        if self.config.max_seconds is not None:
+            if rate is None:
+                raise ExportError(f"{self.graph}: takes no audio, so there are no seconds of it")
+            longest = round(self.config.max_seconds * rate)
+        elif not seen:
+            usual = example_input(self.spec).shape[-1] if isinstance(self.spec, WholeSpec) else 0
+            median, longest = (rate, _LONGEST_S * rate) if rate else (usual, 4 * usual)
+        if isinstance(self.spec, WholeSpec):
+            least = least_length_of(self.spec.input)
+            longest = max(longest, least)
+            return max(least, min(shortest, longest)), min(max(median, least), longest), longest
+        assert rate is not None
+        chunk, flush = self.spec.chunk_length, round(FLUSH_S * rate)
+        usual, most = (-(-(length + flush) // chunk) * chunk for length in (median, longest))
+        return chunk, min(usual, most), most
 
     def _set_timing_cache(self, settings: Any, notes: list[str]) -> Any:
         if self.timing_cache is None:

@@ -16,7 +16,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from cnngru_edge.models.errors import SessionError, SpecError
 from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.runtime.session import PRECISION_KEY, TensorInfo
+from cnngru_edge.models.whole_spec import Spec, read_spec
+from cnngru_edge.runtime.session import PRECISION_KEY, TensorInfo, input_names
 
 ENGINE_SUFFIX = ".engine"
 MANIFEST_SUFFIX = ".json"
@@ -64,12 +65,13 @@ class Manifest:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     metadata: dict[str, str]  # of the graph
-    spec: ModelSpec
+    spec: Spec
     coverage: Coverage
 
     def to_json(self) -> str:
         """For the file beside the engine."""
-        return json.dumps(asdict(self) | {"coverage": self.coverage.to_json()}, indent=1)
+        nested = {"coverage": self.coverage.to_json(), "spec": json.loads(self.spec.to_json())}
+        return json.dumps(asdict(self) | nested, indent=1)
 
     def command(self, engine: Path) -> str:
         """What builds it again, with the options of this build that say what it takes."""
@@ -198,21 +200,21 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
     if manifest.builder.library not in LIBRARIES:
         raise ValueError(f"library {manifest.builder.library}")
     spec = manifest.spec
-    states = [state.name for state in spec.state], [state.next_name for state in spec.state]
-    for tensors, first, names in zip(
-        (manifest.inputs, manifest.outputs), ("audio", "logits"), states, strict=True
-    ):
-        if [tensor.name for tensor in tensors] != [first, *names] or len(tensors[0].shape) < 2:
-            raise ValueError(f"{first} and states")
-    if manifest.max_batch < 1 or manifest.max_samples < spec.chunk_length:
+    states = spec.state if isinstance(spec, ModelSpec) else ()
+    outputs = ["logits", *(state.next_name for state in states)]
+    for tensors, names in ((manifest.inputs, input_names(spec)), (manifest.outputs, outputs)):
+        if [tensor.name for tensor in tensors] != names or len(tensors[0].shape) < 2:
+            raise ValueError(f"{names[0]} and states")
+    least = spec.chunk_length if isinstance(spec, ModelSpec) else 1
+    if manifest.max_batch < 1 or manifest.max_samples < least:
         raise ValueError("sizes")
     return manifest
 
 
 def _typed(kind: Any, raw: Any) -> Any:
     """What JSON gave, as the type that a field is declared with, or a ValueError."""
-    if kind is ModelSpec:
-        return ModelSpec.from_json(json.dumps(raw))
+    if kind == Spec:
+        return read_spec(json.dumps(raw))
     if is_dataclass(kind):
         kinds = get_type_hints(kind)
         if raw.keys() != kinds.keys():

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from cnngru_edge.models.errors import SessionError
+from cnngru_edge.models.whole_spec import WholeSpec, streamable
 from cnngru_edge.runtime import trt_library
 from cnngru_edge.runtime.cuda import Cuda, CudaError, Gpu, Graph, SharedBuffer
 from cnngru_edge.runtime.engine_file import RTX_CAPABILITIES, Manifest, read_engine
 from cnngru_edge.runtime.session import Array, Feed
+from cnngru_edge.runtime.trt_whole import TrtWhole
 
 _FLOAT = np.dtype(np.float32)
 _GRAPH_ERROR = 1e-3  # the same kernels: any difference is more than this, or none
@@ -58,6 +60,7 @@ class TrtSession:
         self.stream = self.cuda.stream()
         self._streams: list[TrtStreams] = []  # all there are,
         self._idle: list[TrtStreams] = []  # and those that nobody uses now
+        self._whole: TrtWhole | None = None  # of a model that takes its input whole
         self.cuda_graph = cuda_graph
         self.metadata, self.spec = manifest.metadata, manifest.spec
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
@@ -78,6 +81,9 @@ class TrtSession:
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """All outputs for a feed of all inputs, both by name."""
+        if isinstance(self.spec, WholeSpec):
+            self._whole = self._whole or TrtWhole(self, self.spec)
+            return {"logits": self._whole.run(feed[self.spec.input.name])}
         streams = self.streams(len(feed["audio"]))
         try:
             streams.write_state(feed)
@@ -86,6 +92,11 @@ class TrtSession:
         finally:
             streams.close()
         return outputs | {s.next_name: states[s.name] for s in self.spec.state}
+
+    def input_dtype(self, name: str) -> np.dtype[Any]:
+        """In which the engine takes an input: 8.6 has made 32-bit integers of token ids."""
+        found: np.dtype[Any] = np.dtype(self._trt.nptype(self.engine.get_tensor_dtype(name)))
+        return found
 
     def new_context(self) -> Any:
         """Another execution context of the engine, with shapes and addresses of its own."""
@@ -115,6 +126,8 @@ class TrtSession:
             held.callback(self.cuda.destroy_stream, self.stream)
             for streams in self._streams:
                 held.callback(streams.free)
+            if self._whole is not None:
+                held.callback(self._whole.free)
         # In this order: destroying a runtime before its engine is undefined.
         del self.engine, self._runtime
 
@@ -128,17 +141,18 @@ class TrtStreams:
 
     def __init__(self, session: TrtSession, batch: int) -> None:
         self._session, self._cuda, self._stream = session, session.cuda, session.stream
+        self._spec = streamable(session.spec)
         self.batch = batch
         self._samples = 0  # of a row in the latest step
         self._steps = 0  # of that length
         self._side = 0  # which buffer of each state holds the latest
         self._graphs: dict[int, Graph] = {}  # by side
         self._context = session.new_context()
-        chunk, most = session.spec.chunk_length, session.manifest.max_samples
-        labels = len(session.spec.labels)
+        chunk, most = self._spec.chunk_length, session.manifest.max_samples
+        labels = len(self._spec.labels)
         self._sizes = {
             state.name: batch * math.prod(state.shape) * _FLOAT.itemsize
-            for state in session.spec.state
+            for state in self._spec.state
         }
         with ExitStack() as held:
 
@@ -168,7 +182,7 @@ class TrtStreams:
     def write_audio(self, audio: Array) -> None:
         """Put (N, S) samples where the next upload takes them from."""
         rows, samples = audio.shape
-        if rows != self.batch or samples % self._session.spec.chunk_length:
+        if rows != self.batch or samples % self._spec.chunk_length:
             raise SessionError(
                 f"this session takes {self.batch} rows of whole chunks, and not {rows} of {samples}"
             )
@@ -236,7 +250,7 @@ class TrtStreams:
 
     @property
     def _logits_shape(self) -> tuple[int, int, int]:
-        spec = self._session.spec
+        spec = self._spec
         return self.batch, self._samples // spec.chunk_length, len(spec.labels)
 
     def _read_logits(self) -> Array:
@@ -249,7 +263,7 @@ class TrtStreams:
             return
         self._drop_graphs()
         self._samples = self._steps = 0
-        shapes = {s.name: (self.batch, *s.shape) for s in self._session.spec.state}
+        shapes = {s.name: (self.batch, *s.shape) for s in self._spec.state}
         self._session.log.start()
         for name, shape in {"audio": (self.batch, samples), **shapes}.items():
             if not self._context.set_input_shape(name, shape):
@@ -262,7 +276,7 @@ class TrtStreams:
 
     def _enqueue(self) -> None:
         addresses = {"audio": self.audio.device, "logits": self.logits.device}
-        for state in self._session.spec.state:
+        for state in self._spec.state:
             pair = self._buffers[state.name]
             addresses[state.name] = pair[self._side]
             addresses[state.next_name] = pair[1 - self._side]
@@ -308,7 +322,7 @@ class TrtStreams:
 
     def _read_states(self, side: int) -> dict[str, Array]:
         found = {}
-        for state in self._session.spec.state:
+        for state in self._spec.state:
             value = np.empty((self.batch, *state.shape), _FLOAT)
             address = self._buffers[state.name][side]
             self._cuda.copy(value.ctypes.data, address, value.nbytes, self._stream)

@@ -1,0 +1,60 @@
+"""One input whole through a TensorRT engine: a phrase, an image or a clip."""
+
+import math
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cnngru_edge.models.whole_spec import WholeSpec
+from cnngru_edge.runtime.cuda import SharedBuffer
+from cnngru_edge.runtime.session import Array
+
+if TYPE_CHECKING:
+    from cnngru_edge.runtime.trt_session import TrtSession
+
+_FLOAT = np.dtype(np.float32)
+
+
+class TrtWhole:
+    """An execution context with memory for inputs and logits, which grows with them."""
+
+    def __init__(self, session: "TrtSession", spec: WholeSpec) -> None:
+        self._session, self._name = session, spec.input.name
+        self._dtype = session.input_dtype(self._name)
+        self._context = session.new_context()
+        self._held = ExitStack()
+        self._given, self._logits = self._buffer(1), self._buffer(1)
+
+    def run(self, given: Array) -> Array:
+        """Logits (N, T, C) of inputs (N, ...)."""
+        session, context = self._session, self._context
+        session.log.start()
+        if not context.set_input_shape(self._name, given.shape):
+            raise session.failure(f"does not take {self._name} of shape {given.shape}")
+        shape = tuple(context.get_tensor_shape("logits"))
+        given = np.ascontiguousarray(given, self._dtype)
+        if given.nbytes > self._given.host.nbytes:
+            self._given = self._buffer(given.nbytes)
+        size = math.prod(shape) * _FLOAT.itemsize
+        if size > self._logits.host.nbytes:
+            self._logits = self._buffer(size)
+        self._given.host.view(self._dtype)[: given.size] = given.ravel()
+        for name, buffer in ((self._name, self._given), ("logits", self._logits)):
+            if not context.set_tensor_address(name, buffer.device):
+                raise session.failure(f"has no tensor {name}")
+        self._given.to_device(given.nbytes, session.stream)
+        if not context.execute_async_v3(session.stream):
+            raise session.failure("does not run the engine")
+        self._logits.to_host(size, session.stream)
+        session.cuda.synchronize(session.stream)
+        return self._logits.host.view(_FLOAT)[: math.prod(shape)].reshape(shape).copy()
+
+    def free(self) -> None:
+        """Give back what it holds."""
+        self._held.close()
+        del self._context
+
+    def _buffer(self, size: int) -> SharedBuffer:
+        whole = -(-size // 4096) * 4096  # of any item size
+        return self._held.enter_context(closing(SharedBuffer(self._session.cuda, whole)))
