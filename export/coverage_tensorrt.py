@@ -191,9 +191,17 @@ class _BuiltLayer:
                 None,
             )
         # Odd sizes are padded with a row or column of zeros: 29 labels have 30 outputs.
-        for sizes in (sorted(shape[-2:]), sorted(size + size % 2 for size in shape[-2:])):
+        # Products that read the same, as both directions of a layer do, are joined to one of all
+        # their outputs.
+        joined = self.names.partition("_myl")[0].count("+") + 1
+        rows, columns = shape[-2:]
+        for sizes in (
+            (rows, columns),
+            (rows + rows % 2, columns + columns % 2),
+            (rows, columns * joined),
+        ):
             for found, dtype in self.constants:
-                if sorted(found[-2:]) == sizes:
+                if sorted(found[-2:]) == sorted(sizes):
                     return dtype
         return None
 
