@@ -47,7 +47,11 @@ def rtx_coverage(path: Path, log: str, version: str, feed: Feed | None = None) -
             holding = [
                 (made, constant)
                 for made in built
-                if made.comes_from(node.name or "") and (constant := made.holding(weight))
+                if made.comes_from(node.name or "")
+                and (
+                    constant := made.holding(_shape(weight))
+                    or _held_with_others(made, weight, nodes)
+                )
             ]
             # A product that the log does not name has not become one of integers.
             precisions |= {
@@ -58,6 +62,25 @@ def rtx_coverage(path: Path, log: str, version: str, feed: Feed | None = None) -
         precision = "+".join(sorted(precisions))
         layers.append(replace(layer, precision=precision, bytes=layer.weights * size))
     return Coverage(f"tensorrt_rtx {version}: build log", tuple(layers))
+
+
+def _shape(weight: ir.Value) -> tuple[int, ...]:
+    assert weight.shape is not None
+    return tuple(weight.shape.numpy())
+
+
+def _held_with_others(
+    made: "_BuiltLayer", weight: ir.Value, nodes: list[tuple[ir.Node, str, ir.Value]]
+) -> str | None:
+    """The data type of a weight in a product that the builder made of several with one input."""
+    shapes = [_shape(other) for node, _, other in nodes if made.comes_from(node.name or "")]
+    axis = 0 if len(_shape(weight)) > 2 else 1  # outputs
+    rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
+    if len(shapes) < 2 or len(rest) > 1:
+        return None
+    outputs = sum(shape[axis] for shape in shapes)
+    whole = _shape(weight)
+    return made.holding((*whole[:axis], outputs, *whole[axis + 1 :]))
 
 
 def tensorrt_coverage(
@@ -174,10 +197,8 @@ class _BuiltLayer:
     def comes_from(self, node: str) -> bool:
         return re.search(re.escape(node) + r"(?!_?\d|/)", self.names) is not None
 
-    def holding(self, weight: ir.Value) -> str | None:
-        """The data type in which this layer holds a weight, if it does."""
-        assert weight.shape is not None
-        shape = weight.shape.numpy()
+    def holding(self, shape: tuple[int, ...]) -> str | None:
+        """The data type in which this layer holds a weight of this shape, if it does."""
         for found, dtype in self.constants:
             if len(shape) > 2:  # a convolution's, whose input channels may be padded
                 kernels = [[size for size in sizes[2:] if size > 1] for sizes in (found, shape)]
