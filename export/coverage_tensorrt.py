@@ -47,7 +47,11 @@ def rtx_coverage(path: Path, log: str, version: str, feed: Feed | None = None) -
             holding = [
                 (made, constant)
                 for made in built
-                if made.comes_from(node.name or "") and (constant := made.holding(weight))
+                if made.comes_from(node.name or "")
+                and (
+                    constant := made.holding(_shape(weight))
+                    or _held_with_others(made, weight, nodes)
+                )
             ]
             # A product that the log does not name has not become one of integers.
             precisions |= {
@@ -58,6 +62,25 @@ def rtx_coverage(path: Path, log: str, version: str, feed: Feed | None = None) -
         precision = "+".join(sorted(precisions))
         layers.append(replace(layer, precision=precision, bytes=layer.weights * size))
     return Coverage(f"tensorrt_rtx {version}: build log", tuple(layers))
+
+
+def _shape(weight: ir.Value) -> tuple[int, ...]:
+    assert weight.shape is not None
+    return tuple(weight.shape.numpy())
+
+
+def _held_with_others(
+    made: "_BuiltLayer", weight: ir.Value, nodes: list[tuple[ir.Node, str, ir.Value]]
+) -> str | None:
+    """The data type of a weight in a product that the builder made of several with one input."""
+    shapes = [_shape(other) for node, _, other in nodes if made.comes_from(node.name or "")]
+    axis = 0 if len(_shape(weight)) > 2 else 1  # outputs
+    rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
+    if len(shapes) < 2 or len(rest) > 1:
+        return None
+    outputs = sum(shape[axis] for shape in shapes)
+    whole = _shape(weight)
+    return made.holding((*whole[:axis], outputs, *whole[axis + 1 :]))
 
 
 def tensorrt_coverage(
@@ -174,34 +197,19 @@ class _BuiltLayer:
     def comes_from(self, node: str) -> bool:
         return re.search(re.escape(node) + r"(?!_?\d|/)", self.names) is not None
 
-    def holding(self, weight: ir.Value) -> str | None:
-        """The data type in which this layer holds a weight, if it does."""
-        assert weight.shape is not None
-        shape = weight.shape.numpy()
+    def holding(self, shape: tuple[int, ...]) -> str | None:
+        """The data type in which this layer holds a weight of this shape, if it does."""
         if len(shape) > 2:  # a convolution's, whose input channels may be padded
             kernel = [size for size in shape[2:] if size > 1]
-            return next(
-                (
-                    dtype
-                    for found, dtype in self.constants
-                    if len(found) > 2
-                    and found[0] == shape[0]
-                    and [size for size in found[2:] if size > 1] == kernel
-                ),
-                None,
-            )
-        # Odd sizes are padded with a row or column of zeros: 29 labels have 30 outputs.
-        # Products that read the same, as both directions of a layer do, are joined to one of all
-        # their outputs.
-        joined = self.names.partition("_myl")[0].count("+") + 1
-        rows, columns = shape[-2:]
-        for sizes in (
-            (rows, columns),
-            (rows + rows % 2, columns + columns % 2),
-            (rows, columns * joined),
-        ):
             for found, dtype in self.constants:
-                if sorted(found[-2:]) == sorted(sizes):
+                same_outputs = len(found) > 2 and found[0] == shape[0]
+                if same_outputs and [size for size in found[2:] if size > 1] == kernel:
+                    return dtype
+            return None
+        # Odd sizes are padded with a row or column of zeros: 29 labels have 30 outputs.
+        for sizes in (sorted(shape[-2:]), sorted(size + size % 2 for size in shape[-2:])):
+            for found, dtype in self.constants:
+                if sorted(found[-2:]) == sizes:
                     return dtype
         return None
 

@@ -5,6 +5,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from cnngru_edge.export.folding import fold_batch_norms, fold_constants
+from cnngru_edge.export.front_end import mark_front_end
 from cnngru_edge.export.integer import stored, values_of
 from cnngru_edge.export.layer_names import name_nodes, name_weights, rename_initializer
 from cnngru_edge.export.onnx_graph import drop_unused, replace_value
@@ -21,7 +22,8 @@ def normalize(model: ir.Model) -> None:
     Opset 17; constants are initializers; nothing is computed of constants alone; no Identity, no
     Dropout; a BatchNormalization is part of the layer before it where it can be; a linear layer is
     a MatMul with its weight on the right, and an Add of its bias; every node has a name, and
-    weights are called `<module>.weight`; weights that are shared stay so. Graphs of torch's
+    weights are called `<module>.weight`; weights that are shared stay so; nodes of a front-end
+    have its prefix. Graphs of torch's
     exporters, of tf2onnx and made by hand are taken; one in normal form stays as it is.
 
     Raises:
@@ -43,6 +45,7 @@ def normalize(model: ir.Model) -> None:
     _infer_shapes(model)
     fold_batch_norms(model)
     name_nodes(model.graph)
+    mark_front_end(model)
     name_weights(model.graph)
     name_nodes(model.graph)  # of two layers in one module, the second one's weight has another name
     drop_unused(model)

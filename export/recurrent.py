@@ -14,7 +14,7 @@ from cnngru_edge.export.cells import HIDDEN, Builder, Cell, GruCell, LstmCell
 from cnngru_edge.export.integer import values_of
 from cnngru_edge.export.onnx_graph import drop_unused, module_of, replace_value
 
-_ACTIVATIONS = {"GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
+LOWERED = {"GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 """What can be lowered, and the only activations with which it can."""
 
 
@@ -39,7 +39,7 @@ def lower_recurrent(
     layers: Counter[str] = Counter()
     reasons = {}
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    nodes = [node for node in model.graph if node.op_type in _ACTIVATIONS and not node.domain]
+    nodes = [node for node in model.graph if node.op_type in LOWERED and not node.domain]
     for number, node in enumerate(nodes):
         node.name = node.name or f"{node.op_type.lower()}_{number}"
         module = module_of(node) or node.name.strip("/")
@@ -60,7 +60,7 @@ def reason_in_float(node: ir.Node) -> str | None:
     """Why a GRU or LSTM cannot be lowered, in one line; None if it can."""
     _, w, r, b, lengths, _, _, peepholes = [*node.inputs, *[None] * 8][:8]
     attributes = node.attributes
-    usual = _ACTIVATIONS[node.op_type]
+    usual = LOWERED[node.op_type]
     activations = attributes.get_strings("activations", ())
     unusual = {
         "sequence_lens": lengths is not None,

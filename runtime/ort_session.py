@@ -66,8 +66,11 @@ class OrtSession:
     def run(self, feed: Feed) -> dict[str, Array]:
         """All outputs for a feed of all inputs, both by name."""
         names = [output.name for output in self.outputs]
+        given = dict(feed)
+        if self.inputs[0].dtype == "int32":  # token ids of a graph for TensorRT 8.6
+            given = {name: value.astype(np.int32) for name, value in feed.items()}
         try:
-            values = self._session.run(names, dict(feed))
+            values = self._session.run(names, given)
         except Exception as e:  # its exceptions have no common base but this
             reason = str(e).strip().splitlines()[-1]
             raise SessionError(f"ONNX Runtime does not run this input ({reason})") from e

@@ -9,6 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export.normal_form import normalize
 from cnngru_edge.models.errors import ExportError
 
@@ -366,3 +367,35 @@ def test_a_graph_that_is_quantized_is_refused():
     )
     with pytest.raises(ExportError, match=r"^net: already quantized; give the float graph$"):
         normalize(ir.from_proto(made(text, s=np.float32(0.1))))
+
+
+def test_a_front_end_is_named_as_one():
+    """Whoever made it: what leads to a logarithm, with no network before it, stays in float."""
+    text = """g (float[N,1,40] audio) => (float[N,3,P] y) {
+        real = Conv <strides = [4]> (audio, cosine) imaginary = Conv <strides = [4]> (audio, sine)
+        a = Mul(real, real) b = Mul(imaginary, imaginary) power = Add(a, b)
+        turned = Transpose <perm = [0, 2, 1]> (power) mel = MatMul(turned, filters)
+        floor = Add(mel, little) log = Log(floor) back = Transpose <perm = [0, 2, 1]> (log)
+        hidden = Conv(back, w) y = Softplus(hidden)
+    }"""
+    found = normalized(
+        made(
+            text,
+            cosine=floats(5, 1, 8),
+            sine=floats(5, 1, 8) + 1,
+            filters=np.abs(floats(5, 4)),
+            little=np.float32(1e-3),
+            w=floats(3, 4, 2),
+        )
+    )
+    outside = [n.op_type for n in found.graph.node if not n.name.startswith(FRONTEND_NODES)]
+    assert outside == ["Transpose", "Conv", "Softplus"]
+    assert "w.weight" in stored(found)
+
+
+def test_a_logarithm_after_a_network_makes_no_front_end():
+    text = """g (float[N,4] x) => (float[N,2] y) {
+        a = MatMul(x, w) b = Softmax(a) y = Log(b)
+    }"""
+    found = normalized(made(text, w=floats(4, 2)))
+    assert not any(node.name.startswith(FRONTEND_NODES) for node in found.graph.node)

@@ -9,14 +9,17 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from onnx import helper, numpy_helper, parser
 from torch import nn
 
 from cnngru_edge.calibration.collect import observed_tensors, with_tensors_as_outputs
 from cnngru_edge.calibration.ranges import Range
 from cnngru_edge.export import lint
 from cnngru_edge.export.coverage import INT8, onnxruntime_coverage
+from cnngru_edge.export.float_layers import float_reasons
 from cnngru_edge.export.normal_form import normalize
 from cnngru_edge.export.quantize import lower, quantize_lowered
+from cnngru_edge.export.recurrent import lower_recurrent
 from cnngru_edge.export.targets import CPU, TARGETS
 
 FREE = 12  # of a dimension that is free
@@ -81,8 +84,7 @@ def feed_of(module_inputs):
 def quantized(model, feed, target=CPU, frames=None):
     """Its INT8 form, with the least and the greatest that each tensor is for this feed."""
     graph = ir.from_proto(onnx.load_from_string(model.SerializeToString()))
-    observed = ir.from_proto(onnx.load_from_string(model.SerializeToString()))
-    found = run(ir.to_proto(with_tensors_as_outputs(observed)), feed) | feed
+    found = run(observable(model), feed) | feed
     tensors = {}
     for name in observed_tensors(graph):
         low, high = float(found[name].min()), float(found[name].max())
@@ -90,6 +92,12 @@ def quantized(model, feed, target=CPU, frames=None):
     lower(graph, target, frames)
     quantize_lowered(graph, tensors, target)
     return ir.to_proto(graph)
+
+
+def observable(model):
+    """With all that needs a range among its outputs."""
+    graph = ir.from_proto(onnx.load_from_string(model.SerializeToString()))
+    return ir.to_proto(with_tensors_as_outputs(graph))
 
 
 def sqnr(expected, found):
@@ -349,3 +357,113 @@ def test_a_structure_is_in_int8_in_tensorrt(structure, target, tmp_path):
     receipt, _ = rtx_receipt(path, feed)
     assert {layer.name: layer.weights for layer in receipt.layers} == weights
     assert {layer.precision for layer in receipt.layers} == {INT8}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("both_ways", [False, True], ids=["forward", "both-ways"])
+def test_a_cell_written_out_is_in_int8(kind, both_ways, target, tmp_path):
+    torch.manual_seed(0)
+    rnn = kind(16, 16, batch_first=True, bidirectional=both_ways)
+    net = Net(recurrent, rnn=rnn, head=nn.Linear(32 if both_ways else 16, 6))
+    x = floats(1, 4, 16)
+    model, feed = traced(net, x), feed_of([x])
+    graph, tensors = ir.from_proto(onnx.load_from_string(model.SerializeToString())), {}
+    for name, values in (run(observable(model), feed) | feed).items():
+        low, high = float(values.min()), float(values.max())
+        tensors[name] = Range(low, high, low, high, 0.0, 0.0, 0.0)
+    assert lower_recurrent(graph, 4) == {}
+    quantize_lowered(graph, tensors, target)
+    found = ir.to_proto(graph)
+    assert not {"GRU", "LSTM", "Scan"} & {node.op_type for node in graph.graph.all_nodes()}
+    assert sqnr(run(model, feed)["y"], run(found, feed)["y"]) > 28
+    path = tmp_path / "int8.onnx"
+    onnx.save(found, path)
+    receipt = onnxruntime_coverage(path) if target == CPU else rtx_receipt(path, feed)[0]
+    names = {layer.name for layer in receipt.layers}
+    assert {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "head"} <= names
+    assert ("rnn.weight_hh_l0_reverse" in names) == both_ways
+    assert {layer.precision for layer in receipt.layers} == {INT8}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_any_length_and_batch_are_taken(target, tmp_path):
+    """Zeros and ones of the graph's own inputs are enough for its receipt."""
+    torch.manual_seed(0)
+    forward, modules, _ = STRUCTURES["embedding-gru"]
+    ids = tokens(16, FREE)
+    model = traced(Net(forward, **modules), ids, free={0: "N", 1: "T"})
+    found = quantized(model, feed_of([ids]), target)
+    feed = {"x": np.random.default_rng(0).integers(0, 20, (2, 9))}
+    assert sqnr(run(model, feed)["y"], run(found, feed)["y"]) > 26
+    path = tmp_path / "int8.onnx"
+    onnx.save(found, path)
+    if target == CPU:
+        receipt = onnxruntime_coverage(path)
+        assert {layer.precision for layer in receipt.layers} == {INT8}
+        macs = {layer.name: layer.macs for layer in receipt.layers}
+        assert macs["table"] == 0
+        assert macs["rnn.weight_hh_l0"] == 48 * 16 * 64  # 64 tokens
+
+
+def test_a_graph_made_by_hand_is_in_int8(tmp_path):
+    """Of opset 13, with Gemm and BatchNormalization, and no names."""
+    rng = np.random.default_rng(0)
+    text = """g (float[N,3,16] x) => (float[N,4] y) {
+        c = Conv(x, k) b = BatchNormalization(c, gamma, beta, mean, variance) r = Relu(b)
+        f = Flatten(r) h = Gemm <transB = 1, alpha = 0.5> (f, W1, b1) a = Relu(h)
+        y = Gemm(a, W2, b2)
+    }"""
+    shapes = {"k": (8, 3, 3), "gamma": (8,), "beta": (8,), "mean": (8,), "variance": (8,)}
+    shapes |= {"W1": (16, 112), "b1": (16,), "W2": (16, 4), "b2": (4,)}
+    model = helper.make_model(
+        parser.parse_graph(text), opset_imports=[helper.make_opsetid("", 13)], ir_version=7
+    )
+    for name, shape in shapes.items():
+        values = rng.standard_normal(shape).astype(np.float32)
+        values = np.abs(values) + 0.5 if name == "variance" else values
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    feed = {"x": rng.standard_normal((6, 3, 16)).astype(np.float32)}
+    expected = run(model, feed)["y"]
+    found = quantized(normal(onnx.load_from_string(model.SerializeToString())), feed)
+    assert sqnr(expected, run(found, feed)["y"]) > 28
+    onnx.save(found, tmp_path / "int8.onnx")
+    receipt = onnxruntime_coverage(tmp_path / "int8.onnx", feed)
+    precisions = {layer.name: layer.precision for layer in receipt.layers}
+    assert precisions == {"k": INT8, "W1": INT8, "W2": INT8}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_cannot_be_in_int8_does_not_stop_the_rest(target, tmp_path):
+    torch.manual_seed(0)
+
+    def forward(net, x):
+        y, _ = net.odd(x)
+        z, _ = net.rnn(y)
+        weights = torch.softmax(net.query(z) @ z.transpose(1, 2), -1)
+        return net.head(torch.relu(net.up((weights @ z).transpose(1, 2))).transpose(1, 2))
+
+    net = Net(
+        forward,
+        odd=nn.RNN(8, 16, batch_first=True),
+        rnn=nn.GRU(16, 16, batch_first=True),
+        query=nn.Linear(16, 16),
+        up=nn.ConvTranspose1d(16, 16, 2, stride=2),
+        head=nn.Linear(16, 6),
+    )
+    x = floats(2, 6, 8)
+    model, feed = traced(net, x), feed_of([x])
+    graph = ir.from_proto(onnx.load_from_string(model.SerializeToString()))
+    assert float_reasons(graph) == {
+        "odd": "RNN has no INT8 form here",
+        "up": "ConvTranspose has no INT8 form here",
+        "MatMul": "a product of two activations, without weights",
+        "MatMul_1": "a product of two activations, without weights",
+    }
+    found = quantized(model, feed, target)
+    assert sqnr(run(model, feed)["y"], run(found, feed)["y"]) > 25
+    path = tmp_path / "int8.onnx"
+    onnx.save(found, path)
+    receipt = onnxruntime_coverage(path, feed) if target == CPU else rtx_receipt(path, feed)[0]
+    in_float = {layer.name for layer in receipt.layers if layer.precision != INT8}
+    assert in_float == {"odd.weight_ih_l0", "odd.weight_hh_l0", "up"}

@@ -1,0 +1,65 @@
+"""What of a float graph stays in float whatever the plan says, and why."""
+
+import onnx_ir as ir
+
+from cnngru_edge.calibration.collect import FRONTEND_NODES
+from cnngru_edge.export.integer import RECURRENT, layer_named, weight_of
+from cnngru_edge.export.onnx_graph import module_of
+from cnngru_edge.export.recurrent import LOWERED, reason_in_float
+
+_WITHOUT_INT8 = frozenset(
+    {
+        "Attention",
+        "ConvTranspose",
+        "DeformConv",
+        "Einsum",
+        "GroupQueryAttention",
+        "MultiHeadAttention",
+        "RNN",
+    }
+)
+_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+
+
+def float_reasons(model: ir.Model) -> dict[str, str]:
+    """Of a float graph in normal form, before or after lowering: by layer, one line each.
+
+    Named as receipts name them, what recurs by its module; a product without weights, which is no
+    layer of a receipt, by its node. The front-end, which is float by design, is not among them.
+    """
+    found = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if (node.name or "").startswith(FRONTEND_NODES):
+            continue
+        reason = _reason(node, is_inside=node.graph is not model.graph)
+        if reason is not None:
+            found[_layer(node)] = reason
+    return found
+
+
+def _reason(node: ir.Node, *, is_inside: bool) -> str | None:
+    if node.op_type in _WITHOUT_INT8:
+        return f"{node.op_type} has no INT8 form here"
+    if node.op_type in LOWERED and not node.domain:
+        return "it is in the body of a loop or branch" if is_inside else reason_in_float(node)
+    if weight_of(node) is not None:
+        is_own = is_inside and RECURRENT not in node.outputs[0].meta
+        return "it is in the body of a loop or branch" if is_own else None
+    if node.op_type not in _PRODUCTS or node.domain:
+        return None
+    constants = [value for value in node.inputs[:2] if value is not None and value.is_initializer()]
+    if not constants:
+        if node.op_type == "Conv":
+            return "its weight is computed, and no constant"
+        return "a product of two activations, without weights"
+    rank = len(constants[0].shape or ())
+    return f"its weight has {rank} dimensions, or is not where one is expected"
+
+
+def _layer(node: ir.Node) -> str:
+    if node.op_type in {*LOWERED, "RNN"}:
+        return module_of(node) or (node.name or "").strip("/")
+    for value in node.inputs:
+        if value is not None and value.is_initializer() and len(value.shape or ()) > 1:
+            return layer_named(value)
+    return (node.name or node.op_type).strip("/").replace("/", ".")
