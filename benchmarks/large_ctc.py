@@ -117,10 +117,11 @@ def main(rounds: int, steps: int) -> None:
         f"INT8; {backend}; {rounds} rounds of {steps} steps of "
         f"{1000 * LARGE_SPEC.chunk_length / rate:g} ms\n"
     )
-    print("| | step, median, us | slowest round | file, KB |\n|---|---|---|---|")
+    print("| | step, median, us | rounds | file, KB |\n|---|---|---|---|")
     for name, size in zip(NAMES, sizes, strict=True):
         rows = took[name]
-        print(f"| {name} | {np.median(rows):.0f} | {max(rows):.0f} | {size / 1000:,.0f} |")
+        span = f"{min(rows):.0f} to {max(rows):.0f}"
+        print(f"| {name} | {np.median(rows):.0f} | {span} | {size / 1000:,.0f} |")
     print(
         f"\nfloat / INT8: {np.median(ratios):.2f} in the median of the rounds ({ratios.min():.2f} "
         f"to {ratios.max():.2f}); SQNR of the INT8 logits {noise_db:.1f} dB"

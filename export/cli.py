@@ -86,8 +86,8 @@ main.add_command(train)
 @click.option(
     "--max-drop",
     type=FiniteRange(0, min_open=True),
-    help="Percentage points of accuracy that INT8 may cost; as few layers as that takes are kept "
-    "in float.  [default: all in INT8, and no more than 0.5 points proven to be lost]",
+    help="Percentage points of accuracy (ctc: WER) that INT8 may cost; as few layers as that takes "
+    "are kept in float.  [default: all in INT8, and no more than 0.5 points proven to be lost]",
 )
 @plan_option
 @min_coverage_option

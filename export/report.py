@@ -40,6 +40,7 @@ _SECTIONS = {  # of the report: anchors and headings on the page
 _PLAYED = 20  # flips to listen to; a second of one is 43 KB of the page
 _PLAYED_S = 10
 _OUTCOMES = ("lost", "wrong both times", "won")
+_TEXT_OUTCOMES = ("with more errors", "with as many errors", "with fewer errors")
 _ESCAPED = "backslashreplace"  # bytes of a path that are no text
 _PRECISIONS = {"fp32": "float", "fp16": "FP16", "int8": "INT8"}
 _NONE = "\N{EN DASH}"
@@ -190,18 +191,22 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _heard(comparison: Mapping[str, Any], hear: Hear) -> list[dict[str, Any]]:
     """The flips, what was lost first, and for those that can be listened to the audio or why not.
 
-    `outcome` is one of _OUTCOMES and `rank` its place; `audio` is a data URI, `silent` the reason
-    why there is none; `edits` are the words that each has wrong, of texts.
+    `outcome` is one of _OUTCOMES, of texts of _TEXT_OUTCOMES, and `rank` its place; `audio` is a
+    data URI, `silent` the reason why there is none; `edits` are the words that each has wrong, of
+    texts.
     """
     rates = comparison.get("error_rates")
     edits = {(one["path"], one["condition"]): one for one in (rates["flips"] if rates else ())}
     found: list[dict[str, Any]] = []
     for flip in comparison["flips"]:
         lost, won = flip["reference"] == flip["true"], flip["candidate"] == flip["true"]
+        outcomes, sides = _OUTCOMES, None
+        if wrong := edits.get((flip["path"], flip["condition"])):
+            first, second = wrong["reference"], wrong["candidate"]
+            lost, won = len(first) < len(second), len(first) > len(second)
+            outcomes, sides = _TEXT_OUTCOMES, [_edits(first), _edits(second)]
         rank = 0 if lost else 2 if won else 1
-        wrong = edits.get((flip["path"], flip["condition"]))
-        sides = wrong and [_edits(wrong[side]) for side in ("reference", "candidate")]
-        found.append({**flip, "rank": rank, "outcome": _OUTCOMES[rank], "edits": sides})
+        found.append({**flip, "rank": rank, "outcome": outcomes[rank], "edits": sides})
     found.sort(key=lambda flip: flip["rank"])
     for flip in found[:_PLAYED]:
         flip |= {"audio": None, "silent": None}

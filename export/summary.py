@@ -89,7 +89,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     )
     if comparison.left_out:
         console.print(f"{comparison.left_out} clips that only one has heard are left out")
-    if len(comparison.conditions) > 1:
+    several = len(comparison.conditions) > 1
+    if several and comparison.error_rates is None:
         table = Table("heard", "reference", "candidate", "points", "agrees", "", highlight=False)
         for c in comparison.conditions:
             table.add_row(
@@ -101,6 +102,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
                 c.verdict,
             )
         console.print(table)
+    if several:
         console.print(f"intervals of {clean.confidence:.1%}, so that all hold together at 95 %")
     for what, groups in (("class", comparison.by_class), ("speaker", comparison.by_speaker)):
         lost = {g: round(-g.delta * g.clips / 100) for g in groups if g.delta < 0}

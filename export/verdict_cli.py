@@ -48,7 +48,7 @@ _NOT_SETTLED = 3
     "--margin",
     type=FiniteRange(0, min_open=True),
     default=of_clips.MARGIN,
-    help="Percentage points of accuracy within which the two count as equal.",
+    help="Percentage points of accuracy (ctc: WER) within which the two count as equal.",
 )
 @click.option("--noise", type=FILE, help="Folder of noises to mix the recordings with; see --snr.")
 @click.option(

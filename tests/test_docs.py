@@ -55,6 +55,7 @@ def test_the_readmes_commands_run(tmp_path, exported, demo):
     for path in exported.glob("*.onnx"):
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "long.wav").symlink_to(demo.clips[0].path)
+    (tmp_path / "words.txt").write_text("go\nstop\n")
     assert len(COMMANDS) >= 10
     for command in COMMANDS:
         done = shell(command, tmp_path)

@@ -240,6 +240,25 @@ def test_json_and_table_and_report_have_the_rates(tmp_path):
     assert "33.33%" in page
     assert "points of WER, between" in page
     assert "Confusion" not in page
+    assert "WER, all clips" in page
+    assert "WER by speaker" in page
+    assert 'class="dot lost"' in page  # more errors than the margin allows
+    assert "1 answer of float and" in page or "1 answer of the reference and" in page
+    assert "with more errors" in page
+    assert "<bdi>all right</bdi>" in page
+    assert "<bdi>-left</bdi>" in page
+
+
+def test_fewer_errors_are_no_loss_in_the_plots(tmp_path):
+    reference = results(("go left", "go"), ("stop", "stop"))
+    candidate = results(("go left", "go left"), ("stop", "stop"), name="b.onnx")
+    found = compare_results(reference, candidate, margin=0.5)
+    report = evidence("ctc", "compare", {"comparison": comparison_fields(found)})
+    silence = Recording(np.zeros(160, np.float32), RATE, RATE, 1)
+    write_report(tmp_path, report, lambda path, condition: silence)
+    page = (tmp_path / "report.html").read_text()
+    assert 'class="dot lost"' not in page
+    assert "with fewer errors" in page
 
 
 def test_the_names_of_saved_texts_are_short(wav, rng, tmp_path):
