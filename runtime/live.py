@@ -158,8 +158,11 @@ class StreamSession:
         if isinstance(found, Detection):
             time_s = self._time(found.time)
             return Event(time_s, found.label, round(found.score, 4), latency_ms)
+        heard = self.pushed_s  # what comes out of the silence behind it was said before that
         words = tuple(
-            replace(word, start=self._time(word.start), end=self._time(word.end))
+            replace(
+                word, start=self._time(min(word.start, heard)), end=self._time(min(word.end, heard))
+            )
             for word in found.transcript.words
         )
         return TextEvent(

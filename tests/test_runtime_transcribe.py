@@ -229,7 +229,8 @@ def test_a_stream_is_the_text_of_its_clip(tiny_ctc_onnx, rng, config):
         expected = clip_transcript(session.spec, clip_logits(session, samples), config)
     for step in (100, 4_000, 10**6):
         events = events_of(tiny_ctc_onnx, samples, step, decode=config)
-        assert finals(events) == [(expected.text, expected.words[0].start, expected.words[-1].end)]
+        end = min(expected.words[-1].end, 1.0)
+        assert finals(events) == [(expected.text, expected.words[0].start, end)]
         partial = [event for event in events if event.type == "partial"]
         assert len(partial) > 3 or step > 100
         assert all(isinstance(event, TextEvent) and event.text for event in events)
