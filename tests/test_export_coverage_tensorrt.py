@@ -2,7 +2,6 @@
 
 import json
 
-import onnx_ir as ir
 import pytest
 
 from cnngru_edge.export.coverage_tensorrt import _BuiltLayer, tensorrt_coverage
@@ -127,13 +126,6 @@ def test_only_a_block_that_is_not_opened_hides(precision, block):
     assert precision(block, kernel(), of="head") == INT8
 
 
-class Weight:
-    """As much of a graph's constant as is asked for."""
-
-    def __init__(self, *sizes):
-        self.shape = ir.Shape(sizes)
-
-
 @pytest.mark.parametrize(
     ("held", "weight", "expected"),
     [
@@ -160,4 +152,4 @@ def test_a_weight_in_a_build_log_may_be_padded(held, weight, expected):
     )
     layer = _BuiltLayer.parse(line)
     assert layer.comes_from("/head/MatMul")
-    assert layer.holding(Weight(*weight)) == expected
+    assert layer.holding(weight) == expected
