@@ -25,8 +25,11 @@ import onnxruntime
 from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export.onnx_graph import module_of
 from cnngru_edge.models.receipt import INT8, Coverage, Layer
-from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
+from cnngru_edge.models.spec import METADATA_KEY
+from cnngru_edge.models.whole_spec import Spec, WholeSpec, read_spec, sample_rate_of
+from cnngru_edge.runtime.inputs import example_input
 from cnngru_edge.runtime.ort_session import DISABLED_OPTIMIZERS
+from cnngru_edge.runtime.session import input_names
 
 _INTEGER = {
     "ConvInteger",
@@ -168,11 +171,15 @@ def layers_as_run(path: Path, *, optimized: bool, feed: Feed | None = None) -> t
 def example_feed(session: onnxruntime.InferenceSession) -> dict[str, npt.NDArray[Any]]:
     """Zeros for every input of a graph (ones for integers): a second of audio where that is one.
 
+    Of a model that takes its input whole, what is usual of that.
     A first dimension that is free is taken for the batch, and is 1; others that are free are of one
     size each.
     """
-    sizes = {"N": 1}
-    if spec := _audio_spec(session):
+    spec, sizes = _spec(session), {"N": 1}
+    if isinstance(spec, WholeSpec):
+        given = example_input(spec)[None]
+        return {spec.input.name: given.astype(_TYPES[session.get_inputs()[0].type])}
+    if spec is not None:
         sizes["S"] = spec.features.sample_rate // spec.chunk_length * spec.chunk_length
     feed: dict[str, npt.NDArray[Any]] = {}
     for value in session.get_inputs():
@@ -186,18 +193,20 @@ def example_feed(session: onnxruntime.InferenceSession) -> dict[str, npt.NDArray
     return feed
 
 
-def _audio_spec(session: onnxruntime.InferenceSession) -> ModelSpec | None:
-    """The spec in a graph that hears audio."""
+def _spec(session: onnxruntime.InferenceSession) -> Spec | None:
+    """The spec in a graph, if it has the input that its spec says."""
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    if text is None or "audio" not in {value.name for value in session.get_inputs()}:
+    spec = read_spec(text) if text else None
+    if spec is None or input_names(spec)[0] not in {one.name for one in session.get_inputs()}:
         return None
-    return ModelSpec.from_json(text)
+    return spec
 
 
 def _seconds(session: onnxruntime.InferenceSession, feed: Feed) -> float:
     """Of audio in a feed; 1 if there is none."""
-    spec = _audio_spec(session)
-    return 1.0 if spec is None else feed["audio"].shape[-1] / spec.features.sample_rate
+    spec = _spec(session)
+    rate = sample_rate_of(spec) if spec else None
+    return feed["audio"].shape[-1] / rate if rate else 1.0
 
 
 def _weights_elsewhere(model: ir.Model) -> int:

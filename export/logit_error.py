@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from cnngru_edge.export import onnx_graph
 from cnngru_edge.models.errors import CorpusError
-from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import Spec
 from cnngru_edge.runtime.agreement import sqnr_db
 from cnngru_edge.runtime.audio import Samples
 from cnngru_edge.runtime.session import Array, open_session
@@ -63,7 +63,7 @@ class FloatAnswers:
         flips = sum(a != b for a, b in zip(labels, self.labels, strict=True))
         return LogitError(signal, noise, labels, flips)
 
-    def _run(self, path: Path) -> tuple[ModelSpec, list[Array]]:
+    def _run(self, path: Path) -> tuple[Spec, list[Array]]:
         with open_session(path) as session:
             return session.spec, [clip_logits(session, samples) for samples in self._clips]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import rnn
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
+from cnngru_edge.export.frontend_constants import compute_frontend_constants
 from cnngru_edge.export.normal_form import normalize
 from cnngru_edge.export.onnx_trace import traced
 from cnngru_edge.export.own_onnx import OnnxModel
@@ -104,6 +105,7 @@ def _traced(model: OwnModel) -> ir.Model:
         ) from e
     for node in graph.graph.all_nodes():
         node.name = (node.name or "").replace("/module/", "/", 1)
+
         if node.op_type in _RECURRENT and len(node.inputs) > 4 and node.inputs[4] is not None:
             node.replace_input_with(4, None)  # lengths: every clip is whole here
     for value in list(graph.graph.initializers.values()):
@@ -111,6 +113,11 @@ def _traced(model: OwnModel) -> ir.Model:
         if own != value.name and own not in graph.graph.initializers:
             value.name = own
     normalize(graph)
+    written = {v.name: v for node in graph.graph for v in node.outputs}
+    for name, value in written.items():
+        own = (name or "").replace("/module/", "/", 1)
+        if own not in written and own not in graph.graph.initializers:
+            value.name = own
     return graph
 
 
@@ -137,20 +144,26 @@ def _behind_features(model: OwnModel, body: ir.Model) -> ir.Model:
     free = {"audio": {0: "N", 1: "S"}, _GIVEN: {0: "N"}}
     before = traced(_Front(model), example, ["audio"], [_GIVEN], free)
     normalize(before)
+    if model.log_mel is not None:
+        compute_frontend_constants(before, model.log_mel.log_mel)
     (given,) = body.graph.inputs
     given.name = f"{_GIVEN}_to_module"
     version = min(before.ir_version, body.ir_version)
     first, second = ir.to_proto(before), ir.to_proto(body)
     first.ir_version = second.ir_version = version
-    # All of it is the front-end, whatever it is called.
-    first = onnx.compose.add_prefix(first, FRONTEND_NODES, rename_inputs=False)
+    first = onnx.compose.add_prefix(first, "front/", rename_nodes=False, rename_inputs=False)
+    for node in first.graph.node:  # all of it is the front-end, the order of axes too
+        if not node.name.startswith(FRONTEND_NODES):
+            node.name = f"{FRONTEND_NODES}layout{node.name}"
+    before_module = first.graph.output[0].name
     try:
-        joined = onnx.compose.merge_models(
-            first, second, io_map=[(first.graph.output[0].name, given.name)]
-        )
+        joined = onnx.compose.merge_models(first, second, io_map=[(before_module, given.name)])
     except ValueError as e:
         raise ExportError(f"features cannot be put before this graph ({e})") from e
-    return ir.from_proto(joined)
+    whole = ir.from_proto(joined)
+    # By this name, what quantizes it is no part of the front-end.
+    next(v for n in whole.graph for v in n.outputs if v.name == before_module).name = "features"
+    return whole
 
 
 def _cast_from_int64(graph: ir.Graph, given: ir.Value) -> None:

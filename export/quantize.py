@@ -17,8 +17,8 @@ from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
 from cnngru_edge.models.atomic import file_sha256, staged
 from cnngru_edge.models.errors import CalibrationError, ExportError
 from cnngru_edge.models.receipt import Coverage
-from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
-from cnngru_edge.models.whole_spec import ImageInput
+from cnngru_edge.models.spec import METADATA_KEY
+from cnngru_edge.models.whole_spec import ImageInput, read_spec, streamable
 from cnngru_edge.runtime.session import CLIP_SAMPLES_KEY, PRECISION_KEY, SOURCE_KEY, TARGET_KEY
 
 _SAME_VALUES = LAYOUT | {"DequantizeLinear", "QuantizeLinear"}
@@ -159,7 +159,7 @@ def _fix_length(model: ir.Model, frames: int, batch: int | None) -> None:
     """Inputs for `frames` output frames, and for so many streams if that is given."""
     if not 1 <= frames <= MAX_FRAMES:
         raise ExportError(f"a graph without loops takes 1 to {MAX_FRAMES} frames, got {frames}")
-    spec = ModelSpec.from_json(model.metadata_props[METADATA_KEY])
+    spec = streamable(read_spec(model.metadata_props[METADATA_KEY]))
     sizes = {"S": frames * spec.chunk_length, "T": frames} | ({"N": batch} if batch else {})
     for value in (*model.graph.inputs, *model.graph.outputs):
         assert value.shape is not None

@@ -9,7 +9,7 @@ from cnngru_edge.export.error_rate import align
 from cnngru_edge.export.logit_error import FloatAnswers, saved
 from cnngru_edge.export.plan import Plan, Step
 from cnngru_edge.export.quantize import layers_of, lower, quantize_lowered
-from cnngru_edge.models.spec import CTC, ModelSpec
+from cnngru_edge.models.whole_spec import Spec
 from cnngru_edge.runtime.audio import Samples
 
 Progress = Callable[[int, int], None]
@@ -78,9 +78,9 @@ def fewest_in_float(
     return best
 
 
-def percent_right(spec: ModelSpec, said: Sequence[str], true: Sequence[str]) -> float:
+def percent_right(spec: Spec, said: Sequence[str], true: Sequence[str]) -> float:
     """Of the clips, by their labels; of a CTC model the words less all errors in them."""
-    if spec.family == CTC:
+    if spec.writes_text:
         words = [one.words for one in align(true, said)]
         return 100 - 100 * sum(w.total for w in words) / max(1, sum(w.length for w in words))
     return 100 * sum(a == b for a, b in zip(said, true, strict=True)) / len(true)
