@@ -7,9 +7,10 @@ from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export.integer import free_name, named, values_of
 from cnngru_edge.export.targets import Target
 
-_KEPT_SINGLE = frozenset({"DFT", "GRU", "LSTM", "RNN", "Resize", "STFT", "Upsample"})
-"""Operators whose inputs cannot all be FP16: with sequence lengths, a GRU does not build in it
-(TensorRT-RTX 1.7.1), and the scales of a Resize are FP32."""
+_KEPT_SINGLE = frozenset({"DFT", "Resize", "STFT", "Upsample"})
+"""Operators whose inputs cannot all be FP16: the scales of a Resize are FP32."""
+_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+"""These cannot be with sequence lengths: TensorRT-RTX 1.7.1 does not parse that in FP16."""
 _AXES_AS_ATTRIBUTE = frozenset(
     f"Reduce{kind}"
     for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
@@ -119,10 +120,15 @@ def _raise_opset(model: ir.Model, opset: int) -> None:
         body.opset_imports[""] = opset
 
 
+def _is_kept_single(node: ir.Node) -> bool:
+    has_lengths = len(node.inputs) > 4 and node.inputs[4] is not None
+    return node.op_type in _KEPT_SINGLE or (node.op_type in _RECURRENT and has_lengths)
+
+
 def _kept_single(graph: ir.Graph) -> set[ir.Node]:
     """Operators that stay in FP32, and the casts that are put around them."""
     found: set[ir.Node] = set()
-    for node in [node for node in graph if node.op_type in _KEPT_SINGLE]:
+    for node in [node for node in graph if _is_kept_single(node)]:
         tape = ir.tape.Tape(graph)
         for index, value in enumerate(node.inputs):
             if value is None or value.is_initializer() or value.is_graph_input():
