@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
-from cnngru_edge.export.integer import RECURRENT, layer_named, weight_of
+from cnngru_edge.export.integer import RECURRENT, layer_named, values_of, weight_of
 from cnngru_edge.export.onnx_graph import module_of
 from cnngru_edge.export.recurrent import LOWERED, reason_in_float
 
@@ -35,6 +35,20 @@ def float_reasons(model: ir.Model) -> dict[str, str]:
         if reason is not None:
             found[_layer(node)] = reason
     return found
+
+
+def weights_in_float(model: ir.Model) -> int:
+    """How many weights the layers have that stay in float whatever the plan says."""
+    found: dict[ir.Value, int] = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if (node.name or "").startswith(FRONTEND_NODES):
+            continue
+        if _reason(node, is_inside=node.graph is not model.graph) is None:
+            continue
+        for value in node.inputs:
+            if value is not None and value.is_initializer() and len(value.shape or ()) > 1:
+                found[value] = values_of(value).size
+    return sum(found.values())
 
 
 def _reason(node: ir.Node, *, is_inside: bool) -> str | None:

@@ -134,7 +134,7 @@ def _read(model: OnnxModel) -> ir.Model:
         _cast_from_int64(graph.graph, given)
     example = torch.from_numpy(example_input(model.spec)[None])
     answer = model.answered(model.given_to_module(example))
-    _write_logits(graph.graph, answer.dim() == 3, model.time_first)
+    _write_logits(graph.graph, model, answer.dim() == 3)
     return graph
 
 
@@ -177,7 +177,7 @@ def _cast_from_int64(graph: ir.Graph, given: ir.Value) -> None:
     graph.insert_before(graph[0], tape.nodes)
 
 
-def _write_logits(graph: ir.Graph, has_frames: bool, time_first: bool) -> None:
+def _write_logits(graph: ir.Graph, model: OwnModel, has_frames: bool) -> None:
     """One output of that name, (N, T, C)."""
     logits = graph.outputs[0]
     del graph.outputs[1:]
@@ -185,11 +185,13 @@ def _write_logits(graph: ir.Graph, has_frames: bool, time_first: bool) -> None:
     if not has_frames:
         axis = tape.initializer(ir.tensor(np.array([1], np.int64)), name="frame_axis")
         graph.outputs[0] = tape.op("Unsqueeze", [logits, axis])
-    elif time_first:
+    elif model.time_first:
         graph.outputs[0] = tape.op("Transpose", [logits], {"perm": [1, 0, 2]})
     graph.extend(tape.nodes)
     written = graph.outputs[0]
-    written.name, written.dtype, written.shape = "logits", ir.DataType.FLOAT, None
+    rows, frames = "N" if model.free_batch else 1, "T" if has_frames else 1
+    written.name, written.dtype = "logits", ir.DataType.FLOAT
+    written.shape = ir.Shape([rows, frames, len(model.spec.labels)])
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from cnngru_edge.calibration.corpus import (
     spread,
 )
 from cnngru_edge.calibration.ranges import CalibrateConfig
+from cnngru_edge.export import onnx_graph
 from cnngru_edge.export.answers import Conditions, truth_of
 from cnngru_edge.export.artefacts import (
     CHUNK,
@@ -42,6 +43,7 @@ from cnngru_edge.export.compare import (
 from cnngru_edge.export.engine import remove_engine, write_engine
 from cnngru_edge.export.evidence import described_files, evidence, latencies
 from cnngru_edge.export.flips import hear_again
+from cnngru_edge.export.float_layers import float_reasons, weights_in_float
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.long_streams import load
 from cnngru_edge.export.onnx_export import export_onnx
@@ -207,7 +209,11 @@ def export(
                 )
             progress("quantize", 1, 1)
         with _timed(report, "build"):
-            planned = report.plan.share_int8(layers)
+            graph = onnx_graph.load(stage / FLOAT)
+            report.notes += [
+                f"{n} stays in float: {why}" for n, why in float_reasons(graph).items()
+            ]
+            planned = report.plan.share_int8(layers, weights_in_float(graph))
             report.coverages = _receipts(report, stage, min_coverage * planned)
             progress("build", 1, 1)
         with _timed(report, "compare"):
@@ -260,6 +266,8 @@ def export(
     if not is_stream:
         for left in (STREAMING, *(INT8_FORMS.keys() - report.forms.keys())):
             (out / left).unlink(missing_ok=True)
+    if isinstance(model, OnnxModel):
+        (out / TORCHSCRIPT).unlink(missing_ok=True)
     return report
 
 

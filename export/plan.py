@@ -32,10 +32,15 @@ class Plan:
     kept_in_float: frozenset[str] = frozenset()
     log: tuple[Step, ...] = ()
 
-    def share_int8(self, weights: Mapping[str, int]) -> float:
-        """Share of the weights, given by layer, that are to be in INT8."""
-        kept = sum(weights[name] for name in self.kept_in_float)
-        return 1 - kept / sum(weights.values())
+    def share_int8(self, weights: Mapping[str, int], others: int = 0) -> float:
+        """Share of the weights that are to be in INT8.
+
+        Args:
+            weights: of the layers of this plan.
+            others: weights of layers that can only be in float.
+        """
+        kept = sum(weights[name] for name in self.kept_in_float) + others
+        return 1 - kept / (sum(weights.values()) + others)
 
     def save(self, path: Path) -> None:
         """Write as JSON: a precision for each layer, and how the search got there."""

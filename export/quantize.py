@@ -9,6 +9,7 @@ import onnx_ir as ir
 from cnngru_edge.calibration.ranges import Range, Ranges
 from cnngru_edge.export import integer, lint, onnx_graph, quantize_cpu, quantize_tensorrt
 from cnngru_edge.export.cells import HIDDEN
+from cnngru_edge.export.float_layers import weights_in_float
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.integer import LAYOUT
 from cnngru_edge.export.plan import Plan
@@ -83,13 +84,14 @@ def quantize_checked(
 ) -> Coverage | None:
     """Write an INT8 graph if enough of it is in INT8; its receipt, where that can be had here.
 
-    Enough is `min_coverage` of the weights that the plan has in INT8.
+    Enough is `min_coverage` of the weights that the plan has in INT8, of layers that can be.
     """
     with staged(out.parent) as stage:
         quantize_onnx(graph, ranges, stage / out.name, target, frames, plan)
         receipt = coverage(stage / out.name, target)
         if receipt is not None:
-            planned = plan.share_int8(layers_in(graph)) if plan else 1.0
+            layers, others = layers_in(graph), weights_in_float(onnx_graph.load(graph))
+            planned = (plan or Plan(tuple(layers))).share_int8(layers, others)
             receipt.check(str(out), min_coverage * planned)
     return receipt
 

@@ -13,7 +13,6 @@ from cnngru_edge.export.artefacts import (
     FLOAT,
     INT8,
     REPORT_HTML,
-    TORCHSCRIPT,
     ExportReport,
 )
 from cnngru_edge.export.compare import Comparison, interval_text
@@ -39,7 +38,8 @@ def print_summary(report: ExportReport, console: Console) -> None:
     parity = {p.path.name: f"{p.max_abs_error:.0e}" for p in report.parity}
     table = Table(Column("file", no_wrap=True), "KB", "in INT8", measure, "from torch")
     built = [name for name in ENGINES if name in report.coverages]
-    for name in (TORCHSCRIPT, FLOAT, *report.forms, *built):
+    traced = [parity.path.name for parity in report.parity]  # an ONNX file has no TorchScript
+    for name in (*traced, *report.forms, *built):
         path = report.out / name
         receipt = report.coverages.get(name)
         table.add_row(
