@@ -189,7 +189,7 @@ def _write_logits(graph: ir.Graph, model: OwnModel, has_frames: bool) -> None:
         graph.outputs[0] = tape.op("Transpose", [logits], {"perm": [1, 0, 2]})
     graph.extend(tape.nodes)
     written = graph.outputs[0]
-    rows, frames = "N" if model.free_batch else 1, "T" if has_frames else 1
+    rows, frames = "N" if model.free_batch else 1, "T" if model.spec.writes_text else 1
     written.name, written.dtype = "logits", ir.DataType.FLOAT
     written.shape = ir.Shape([rows, frames, len(model.spec.labels)])
 

@@ -235,6 +235,7 @@ def warnings_about(model: OwnModel, given: Tensor) -> Iterator[str]:
         given: one input, with the batch axis.
     """
     if not model.free_batch:
+        yield "it takes one input at a time: with several, it does not run"
         return
     sizes = _recurrent_sizes(model, given)
     mixed = [name for name, seen in sizes.items() if seen == [(2, 1), (3, 1)]]
@@ -281,6 +282,9 @@ def check_runs(model: OwnModel, given: Tensor) -> None:
             except SpecError:
                 raise
             except Exception as e:  # whatever the module raises
+                if count > 1:
+                    model.free_batch = False
+                    return
                 reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
                 raise SpecError(
                     f"the module does not run on an input of shape {tuple(x.shape)} ({reason}); "
@@ -291,13 +295,14 @@ def check_runs(model: OwnModel, given: Tensor) -> None:
                 f"the module gives {logits.shape[-1]} logits, the spec has {len(spec.labels)} "
                 "labels"
             )
-        if spec.writes_text != (logits.dim() == 3):
+        is_one_frame = logits.dim() == 3 and tuple(logits.shape[:2]) == (count, 1)
+        if spec.writes_text != (logits.dim() == 3) and not is_one_frame:
             wanted = "(N, T, C) for a text" if spec.writes_text else "(N, C) for a label"
             raise SpecError(
                 f"the module gives logits of shape {tuple(logits.shape)}, expected {wanted}; "
                 "answers in the spec is 'label' or 'text'"
             )
-        if logits.dim() == 3:
+        if spec.writes_text:
             # With three alike, the axis that has three is the batch.
             model.time_first = logits.shape[0] != count and logits.shape[1] == count
 
