@@ -8,7 +8,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from cnngru_edge.calibration.corpus import DEMO, Clip, Corpus, audio_files, read_corpus, spread
+from cnngru_edge.calibration.corpus import (
+    DEMO,
+    Clip,
+    Corpus,
+    audio_files,
+    demo_for,
+    read_corpus,
+    spread,
+)
 from cnngru_edge.export import compare as of_clips
 from cnngru_edge.export import flips
 from cnngru_edge.export.answers import RESULTS_SUFFIX, Conditions, Results
@@ -100,7 +108,7 @@ def compare(
         raise click.UsageError(f"--save-results: a name that ends with {RESULTS_SUFFIX}")
     if save_flips:
         flips.check_unused(save_flips)
-    corpus = read_corpus(data or DEMO, task)
+    corpus = read_corpus(data or _demo(reference, candidate), task)
     clips = corpus.of(set_name)
     if streaming and candidate:
         noises = corpus.noises_of(set_name)
@@ -208,6 +216,17 @@ def _compare_streaming(
         sys.exit(_NOT_SETTLED)
 
 
+def _demo(*artefacts: Path | None) -> Path:
+    """What comes with the package for the first of these that is a model, not its answers."""
+    from cnngru_edge.runtime.session import open_session
+
+    for path in artefacts:
+        if path is not None and path.suffix != RESULTS_SUFFIX:
+            with open_session(path) as session:
+                return demo_for(session.spec)
+    return DEMO
+
+
 @click.command()
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
@@ -231,9 +250,9 @@ def sensitivity(
     from cnngru_edge.export.summary import print_sensitivity
     from cnngru_edge.runtime.session import open_session
 
-    corpus = read_corpus(data or DEMO, task)
     with open_session(reference) as session:
         spec = session.spec
+    corpus = read_corpus(data or demo_for(spec), task)
     _, samples, errors = load(spread(corpus.of(set_name), clips), spec)
     with progress_bars() as bar:
         advance = advance_of(bar)
