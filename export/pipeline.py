@@ -73,7 +73,7 @@ from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.models.whole import WholeModel
 from cnngru_edge.models.whole_spec import Spec, sample_rate_of
 from cnngru_edge.runtime.golden import GOLDEN, write_golden
-from cnngru_edge.runtime.inputs import read_input
+from cnngru_edge.runtime.inputs import read_input, source_sha256
 from cnngru_edge.runtime.session import Array
 
 Model: TypeAlias = CnnGru | WholeModel
@@ -173,6 +173,8 @@ def export(
         if rate := sample_rate_of(spec):
             with _timed(report, "audit"):
                 report.audit = _audited(corpus, config, rate, force, progress)
+        elif not force:
+            _check_apart(corpus, calibration, evaluation)
         with _timed(report, "trace"):
             report.parity = trace(model, stage, parity_clips(calibration, spec))
             progress("trace", 1, 1)
@@ -269,6 +271,22 @@ def export(
     if isinstance(model, OnnxModel):
         (out / TORCHSCRIPT).unlink(missing_ok=True)
     return report
+
+
+def _check_apart(corpus: Corpus, calibration: Sequence[Clip], evaluation: Sequence[Clip]) -> None:
+    """Refuse phrases and images that calibrate and evaluate; of recordings the audit finds them."""
+    known = {source_sha256(clip.source) for clip in calibration if _is_there(clip)}
+    twice = [c for c in evaluation if _is_there(c) and source_sha256(c.source) in known]
+    if twice:
+        raise CorpusError(
+            f"{corpus.root}: {len(twice)} of {len(evaluation)} in the set 'eval' are in the "
+            f"calibration too, as {twice[0].path.name}; keep the sets apart, --force goes on all "
+            "the same"
+        )
+
+
+def _is_there(clip: Clip) -> bool:
+    return clip.is_phrase or clip.path.is_file()  # of others calibration has its own to say
 
 
 def _audited(
