@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.errors import ParityError
+from cnngru_edge.models.errors import ParityError, SessionError
 from cnngru_edge.models.own import OwnModel, has_cells
 from cnngru_edge.models.whole import WholeModel
 from cnngru_edge.models.whole_spec import WholeSpec, fixed_length_of
@@ -36,10 +36,13 @@ def check_parity(model: CnnGru | WholeModel, artefact: Path, clips: Sequence[Arr
     """
     errors: dict[str, float] = {}
     with open_session(artefact) as session, torch.inference_mode():
-        for expected, found in _outputs(model, session, clips):
-            for name, value in expected.items():
-                error = _largest(found[name], value)
-                errors[name] = float(np.maximum(errors.get(name, 0.0), error))
+        try:
+            for expected, found in _outputs(model, session, clips):
+                for name, value in expected.items():
+                    error = _largest(found[name], value)
+                    errors[name] = float(np.maximum(errors.get(name, 0.0), error))
+        except SessionError as e:  # a trace of one length may not run on another
+            raise ParityError(f"{artefact.name}: {e}{_advice(model)}") from e
     # Unlike max(), numpy lets a NaN through, here and above; and no comparison with one holds.
     tensor = list(errors)[int(np.argmax(list(errors.values())))]
     if not errors[tensor] <= TOLERANCE:

@@ -7,6 +7,7 @@ features that it expects and the order of axes that the rest of the package has.
 import importlib
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         except SafetensorError as e:
             raise SpecError(f"{path}: not a safetensors file ({e})") from e
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle that it then refuses
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as e:
         if "Unsupported" not in str(e) and "WeightsUnpickler" not in str(e):
             raise SpecError(f"{path}: not a checkpoint that torch reads") from e
@@ -191,7 +194,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors, which can run code when loaded; save "
             "model.state_dict() alone"
         ) from e
-    except (RuntimeError, EOFError, KeyError, ValueError) as e:
+    except Exception as e:  # whatever bytes that are no pickle lead it to
         raise SpecError(f"{path}: not a checkpoint that torch reads") from e
     for key in _NESTED:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -235,10 +238,10 @@ def warnings_about(model: OwnModel, given: Tensor) -> Iterator[str]:
         given: one input, with the batch axis.
     """
     if not model.free_batch:
-        yield "it takes one input at a time: with several, it does not run"
+        yield "it takes one input at a time, for it does not run on several; so does what is made"
         return
     sizes = _recurrent_sizes(model, given)
-    mixed = [name for name, seen in sizes.items() if seen == [(2, 1), (3, 1)]]
+    mixed = [name for name, seen in sizes.items() if [frames for frames, _ in seen] == [2, 3]]
     for name in mixed:
         yield (
             f"{name} reads the batch as time: what it is given has the clips where its frames "
@@ -255,10 +258,10 @@ def warnings_about(model: OwnModel, given: Tensor) -> Iterator[str]:
         return
     with torch.inference_mode():
         other = given.flip(given.dim() - 1)
-        together = model(torch.cat([given, other]))
+        together = model(torch.cat([given, other, given]))  # first and last: some look back only
         alone = model(given)
     if together.shape[1:] == alone.shape[1:]:
-        error = float((together[:1] - alone).abs().max())
+        error = float((together[[0, 2]] - alone).abs().max())
         if error > 1e-3 * max(1.0, float(alone.abs().max())):
             yield (
                 "a clip's answer depends on the others in its batch (by "
@@ -268,6 +271,8 @@ def warnings_about(model: OwnModel, given: Tensor) -> Iterator[str]:
 
 def check_runs(model: OwnModel, given: Tensor) -> None:
     """Run a module once, and refuse it where what comes out is not what its spec says.
+
+    One that does not run on several inputs is for one at a time from then on.
 
     Raises:
         SpecError: it does not run on its input, or gives something else than logits.
@@ -285,11 +290,15 @@ def check_runs(model: OwnModel, given: Tensor) -> None:
                 if count > 1:
                     model.free_batch = False
                     return
-                reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
                 raise SpecError(
-                    f"the module does not run on an input of shape {tuple(x.shape)} ({reason}); "
-                    "kind, layout and features of [input] say what it is given"
+                    f"the module does not run on an input of shape {tuple(x.shape)} "
+                    f"({_first_line(e)}); kind, layout and features of [input] say what it is given"
                 ) from e
+        if logits.dim() not in (2, 3):
+            raise SpecError(
+                f"the module gives logits of shape {tuple(logits.shape)}, expected (N, C) or "
+                "(N, T, C); a squeeze() takes the batch away too if that is one"
+            )
         if logits.shape[-1] != len(spec.labels):
             raise SpecError(
                 f"the module gives {logits.shape[-1]} logits, the spec has {len(spec.labels)} "
@@ -302,9 +311,13 @@ def check_runs(model: OwnModel, given: Tensor) -> None:
                 f"the module gives logits of shape {tuple(logits.shape)}, expected {wanted}; "
                 "answers in the spec is 'label' or 'text'"
             )
-        if spec.writes_text:
-            # With three alike, the axis that has three is the batch.
-            model.time_first = logits.shape[0] != count and logits.shape[1] == count
+        if count not in logits.shape[: logits.dim() - 1]:
+            raise SpecError(
+                f"the module gives logits of shape {tuple(logits.shape)} for {count} inputs"
+            )
+        if spec.writes_text and logits.shape[0] != logits.shape[1]:
+            # Of one alone and of three alike, the axis that has as many is the batch.
+            model.time_first = logits.shape[1] == count
 
 
 def _built(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -319,15 +332,21 @@ def _built(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise SpecError(f"{name}: no module {e.name!r} here or where Python looks") from e
     except AttributeError as e:
         raise SpecError(f"{name}: no {class_name!r} in {package}") from e
-    except Exception as e:  # whatever importing it raises
-        raise SpecError(f"{name}: cannot be imported ({type(e).__name__}: {e})") from e
+    except (Exception, SystemExit) as e:  # whatever importing it raises; a script may end
+        raise SpecError(f"{name}: cannot be imported ({type(e).__name__}: {_first_line(e)})") from e
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise SpecError(f"{name}: not a class of torch.nn.Module")
     try:
         module = found(**arguments)
     except Exception as e:  # whatever its constructor raises
-        raise SpecError(f"{name}: cannot be built with the [model] of the spec ({e})") from e
+        raise SpecError(
+            f"{name}: cannot be built with the [model] of the spec ({_first_line(e)})"
+        ) from e
     return module
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _renamed(weights: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
