@@ -50,7 +50,8 @@ def read_noise(manifest: Path) -> Tensor:
     rows = [r for r in csv.DictReader(manifest.open()) if r["task"] == "noise"]
     paths = [manifest.parent / row["path"] for row in rows if row["set"] == "train"]
     noises = [soundfile.read(path, dtype="float32", always_2d=True)[0][:, 0] for path in paths]
-    return torch.from_numpy(np.concatenate(noises))
+    row = np.concatenate(noises)
+    return torch.from_numpy(np.tile(row, 1 + SECOND // len(row)))
 
 
 def main(manifest: Path, task: str, out: Path, epochs: int = EPOCHS) -> None:

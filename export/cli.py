@@ -172,7 +172,10 @@ def trace(
     for note in known:
         click.echo(f"warning: {note}", err=True)
     corpus = read_corpus(data or demo_for(model.spec), task)
-    for parity in pipeline.trace(model, out, pipeline.parity_clips(corpus.clips, model.spec)):
+    found = pipeline.trace(model, out, pipeline.parity_clips(corpus.clips, model.spec))
+    if why := getattr(model, "why_one", ""):
+        click.echo(f"warning: the graph takes one input at a time: {why}", err=True)
+    for parity in found:
         click.echo(
             f"{out / parity.path.name}: equals torch within {parity.max_abs_error:.1e} "
             f"(the most: {parity.tensor})"

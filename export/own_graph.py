@@ -152,7 +152,9 @@ def _behind_features(model: OwnModel, body: ir.Model) -> ir.Model:
             node.name = f"{FRONTEND_NODES}layout{node.name}"
     before_module = first.graph.output[0].name
     try:
-        joined = onnx.compose.merge_models(first, second, io_map=[(before_module, given.name or "")])
+        joined = onnx.compose.merge_models(
+            first, second, io_map=[(before_module, given.name or "")]
+        )
     except ValueError as e:
         raise ExportError(f"features cannot be put before this graph ({e})") from e
     whole = ir.from_proto(joined)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -107,9 +107,10 @@ def trace(model: Model, out: Path, clips: Sequence[Array]) -> list[Parity]:
             export_onnx(folded, stage / FLOAT)
             # Against the model as it was trained: folding batch norms is part of what is checked.
             return [check_parity(model, stage / name, clips) for name in names]
-        except EdgeError:
+        except EdgeError as e:
             if not isinstance(model, OwnModel) or not model.free_batch:
                 raise
+            model.why_one = f"side by side its graph does not answer alike ({e})"
         model.free_batch = False
         export_onnx(folded, stage / FLOAT)
         return [check_parity(model, stage / name, clips) for name in names]
@@ -177,6 +178,8 @@ def export(
             _check_apart(corpus, calibration, evaluation)
         with _timed(report, "trace"):
             report.parity = trace(model, stage, parity_clips(calibration, spec))
+            if isinstance(model, OwnModel) and model.why_one:
+                report.notes.append(f"the graph takes one input at a time: {model.why_one}")
             progress("trace", 1, 1)
         with _timed(report, "calibrate"):
             ranges, errors = calibrate(
@@ -409,13 +412,16 @@ def _receipts(report: ExportReport, stage: Path, min_coverage: float) -> dict[st
 def parity_clips(clips: Iterable[Clip], spec: Spec) -> list[Array]:
     """A few inputs that can be read; calibration reports those that cannot."""
     found: list[Array] = []
+    why = ""
     for clip in clips:
-        with suppress(InputError):
+        try:
             found.append(read_input(spec, clip.source))
+        except InputError as e:
+            why = why or f": {e}"
         if len(found) == _PARITY_CLIPS:
             break
     if not found:
-        raise CorpusError("nothing for calibration can be read")
+        raise CorpusError(f"nothing for calibration can be read{why}")
     return found
 
 

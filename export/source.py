@@ -60,7 +60,8 @@ def load_source(
         raise click.UsageError(
             "--model and --onnx need a --spec: labels, and what the input is (see the README)"
         )
-    from cnngru_edge.models.own import OwnSpec, load_own
+    from cnngru_edge.models.own import OwnSpec
+    from cnngru_edge.models.own_weights import load_own
 
     own = OwnSpec.load(spec)
     if onnx:
@@ -82,7 +83,7 @@ def _looked_at(model: "OwnModel") -> list[str]:
     """Run it once, and say in its spec what keeps it from being a stream."""
     import torch
 
-    from cnngru_edge.models.own import check_runs, warnings_about, why_whole
+    from cnngru_edge.models.own_checks import check_runs, warnings_about, why_whole
     from cnngru_edge.runtime.inputs import example_input
 
     given = torch.from_numpy(example_input(model.spec)[None])

@@ -25,7 +25,8 @@ from cnngru_edge.export.own_onnx import OnnxModel, load_onnx
 from cnngru_edge.export.quantize import layers_in, quantize_onnx
 from cnngru_edge.export.targets import TARGETS, TENSORRT, TENSORRT_FP16
 from cnngru_edge.models.errors import ExportError, ParityError, SpecError
-from cnngru_edge.models.own import OwnModel, OwnSpec, check_runs
+from cnngru_edge.models.own import OwnModel, OwnSpec
+from cnngru_edge.models.own_checks import check_runs
 from cnngru_edge.models.spec import BLANK
 from cnngru_edge.models.whole_spec import (
     TEXT_ANSWER,
