@@ -141,7 +141,8 @@ def _behind_features(model: OwnModel, body: ir.Model) -> ir.Model:
     if model.log_mel is not None:
         compute_frontend_constants(before, model.log_mel.log_mel)
     (given,) = body.graph.inputs
-    _call(body.graph, given, f"{_GIVEN}_to_module")
+    to_module = f"{_GIVEN}_to_module"
+    _call(body.graph, given, to_module)
     _vacate(body.graph, "audio")
     version = min(before.ir_version, body.ir_version)
     first, second = ir.to_proto(before), ir.to_proto(body)
@@ -152,9 +153,7 @@ def _behind_features(model: OwnModel, body: ir.Model) -> ir.Model:
             node.name = f"{FRONTEND_NODES}layout{node.name}"
     before_module = first.graph.output[0].name
     try:
-        joined = onnx.compose.merge_models(
-            first, second, io_map=[(before_module, given.name or "")]
-        )
+        joined = onnx.compose.merge_models(first, second, io_map=[(before_module, to_module)])
     except ValueError as e:
         raise ExportError(f"features cannot be put before this graph ({e})") from e
     whole = ir.from_proto(joined)

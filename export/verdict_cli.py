@@ -108,14 +108,14 @@ def compare(
         raise click.UsageError(f"--save-results: a name that ends with {RESULTS_SUFFIX}")
     if save_flips:
         flips.check_unused(save_flips)
-    corpus = read_corpus(data or _demo(reference, candidate), task)
+    artefacts = [path for path in (reference, candidate) if path]
+    corpus = read_corpus(data or _demo_for(artefacts), task)
     clips = corpus.of(set_name)
     if streaming and candidate:
         noises = corpus.noises_of(set_name)
         _compare_streaming(reference, candidate, clips, noises, margin, as_json)
         return
     conditions = _conditions(corpus, set_name, noise, snrs_db, seed)
-    artefacts = [path for path in (reference, candidate) if path]
     answers, errors = _answers(artefacts, corpus, clips, conditions, workers)
     if save_results:
         answers[-1].save(save_results)
@@ -131,6 +131,17 @@ def compare(
     report_skipped(errors)
     if candidate and not comparison.passed:
         sys.exit(1 if comparison.verdict == WORSE else _NOT_SETTLED)
+
+
+def _demo_for(artefacts: Sequence[Path]) -> Path:
+    """What artefacts are given where there is no other data; answers are of recordings."""
+    from cnngru_edge.runtime.session import open_session
+
+    for path in artefacts:
+        if path.suffix != RESULTS_SUFFIX:
+            with open_session(path) as session:
+                return demo_for(session.spec)
+    return DEMO
 
 
 def _conditions(
@@ -214,17 +225,6 @@ def _compare_streaming(
         sys.exit(1)
     if comparison.verdict == NOT_ENOUGH:
         sys.exit(_NOT_SETTLED)
-
-
-def _demo(*artefacts: Path | None) -> Path:
-    """What comes with the package for the first of these that is a model, not its answers."""
-    from cnngru_edge.runtime.session import open_session
-
-    for path in artefacts:
-        if path is not None and path.suffix != RESULTS_SUFFIX:
-            with open_session(path) as session:
-                return demo_for(session.spec)
-    return DEMO
 
 
 @click.command()

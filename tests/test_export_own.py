@@ -280,6 +280,30 @@ def test_what_cannot_be_traced_is_one_line(tmp_path, heard):
     assert not (tmp_path / "out" / FLOAT).exists()
 
 
+class Refuses(nn.Module):
+    """What torch or the module itself does not let be traced."""
+
+    def __init__(self, in_onnx):
+        super().__init__()
+        self.fc = nn.Linear(40, 12)
+        self.in_onnx = in_onnx
+
+    def forward(self, x):  # (N, M, T)
+        if torch.onnx.is_in_onnx_export() if self.in_onnx else torch.jit.is_tracing():
+            raise RuntimeError("no tracing here\nwith more to say")
+        return self.fc(x.mean(2))
+
+
+@pytest.mark.parametrize("in_onnx", [True, False], ids=["ONNX", "TorchScript"])
+def test_what_torch_refuses_to_trace_is_one_line(tmp_path, heard, in_onnx):
+    model = of_module(Refuses(in_onnx), "NMT")
+    message = r"^this module cannot be traced \(RuntimeError: no tracing here\); give one length"
+    with pytest.raises(ExportError, match=message) as e:
+        traced(model, tmp_path, heard)
+    assert "\n" not in str(e.value)
+    assert list((tmp_path / "out").glob("*")) == []
+
+
 def test_a_loop_over_frames_needs_a_length_and_says_so(tmp_path, heard):
     model = of_module(own_models.CellGru(), "NMT")
     with pytest.raises(ParityError, match=r"one length: give that under \[input\] of the spec$"):
@@ -492,6 +516,16 @@ def test_a_file_with_an_lstm_and_features_before_it(tmp_path, heard):
     receipt = onnxruntime_coverage(chain.forms["cpu"])
     assert receipt.weights_int8 == 1, receipt
     assert chain.sqnr_db() > 20
+
+
+def test_a_file_of_torchs_newest_opset_with_a_mean_over_frames(tmp_path, heard):
+    # Its axes are an input since opset 18, and ONNX's converter does not come down from 20.
+    example, free = torch.zeros(2, 40, 101), {0: "n", 2: "t"}
+    for opset in (17, 18, 20):
+        path = from_torch(own_models.ConvLstm(), tmp_path / f"{opset}.onnx", example, opset, free)
+        model = loaded(path, replace(KERAS, input=audio("NMT")))
+        (parity,) = traced(model, tmp_path / str(opset), heard)
+        assert parity.max_abs_error < 1e-4
 
 
 class Tokens(nn.Module):

@@ -764,3 +764,39 @@ def test_the_layouts_of_what_a_module_takes():
     mfcc = dataclasses.replace(features, n_mfcc=13)
     model = own(Optional(), input=audio("NMT", features=mfcc))
     assert model.given_to_module(torch.zeros(2, 16_000)).shape == (2, 13, 101)
+
+
+class Unsteady(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(40, 12)
+
+    def forward(self, x):
+        return self.fc(nn.functional.dropout(x, 0.5, training=True).mean(1))
+
+
+class OneLength(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(101 * 40, 12)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def test_a_module_that_answers_otherwise_each_time_is_refused():
+    with pytest.raises(SpecError, match="answers the same input otherwise each time: chance"):
+        checked(own(Unsteady(), "NTM"))
+
+
+def test_a_module_with_damaged_weights_is_refused():
+    module = own_models.AttentionGru()
+    module.head.weight.data[0, 0] = float("nan")
+    with pytest.raises(SpecError, match="answers NaN or infinity"):
+        checked(own(module, "NTM"))
+
+
+def test_a_module_of_one_length_is_told_to_give_it():
+    with pytest.raises(SpecError, match=r"takes one length only, give samples under \[input\]"):
+        checked(own(OneLength(), "NTM"))
+    checked(own(OneLength(), input=audio("NTM", samples=16_000)))
