@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 # Options for the virtual environment; where TensorRT comes from apt: VENV=--system-site-packages
 VENV ?=
 CHECKPOINT ?= models/pretrained/kws12.safetensors
-DATA ?= calibration/demo
+DATA ?=
 TASK ?=
 README ?=
 OUT ?= build/$(basename $(notdir $(CHECKPOINT)))
@@ -27,7 +27,7 @@ help:
 
 # A plain `export:` would be make's own directive.
 $(or export): .venv/installed
-	$(BIN)/cnngru-edge export $(CHECKPOINT) --data $(DATA) --out $(OUT) $(if $(TASK),--task $(TASK))
+	$(BIN)/cnngru-edge export $(CHECKPOINT) --out $(OUT) $(if $(DATA),--data $(DATA)) $(if $(TASK),--task $(TASK))
 
 zoo: .venv/installed
 	$(BIN)/python benchmarks/zoo.py --data $(DATA) $(if $(TASK),--task $(TASK)) $(if $(README),--readme $(README))

@@ -33,7 +33,9 @@ def audit(data: Path, task: str | None, graph: Path | None, min_clips: int, as_j
     from cnngru_edge.calibration.audit import audit as run_audit
     from cnngru_edge.calibration.audit import print_audit, with_scales
     from cnngru_edge.calibration.corpus import EVAL, calibration_clips, find_recordings
+    from cnngru_edge.models.errors import SpecError
     from cnngru_edge.models.spec import FeatureSpec
+    from cnngru_edge.models.whole_spec import sample_rate_of
     from cnngru_edge.runtime.session import open_session
 
     corpus = find_recordings(data, task)
@@ -41,7 +43,10 @@ def audit(data: Path, task: str | None, graph: Path | None, min_clips: int, as_j
     rate = FeatureSpec.sample_rate
     if graph:
         with open_session(graph) as session:
-            rate = session.spec.features.sample_rate
+            found_rate = sample_rate_of(session.spec)
+        if found_rate is None:
+            raise SpecError(f"{graph}: this model takes no recordings, which are what is audited")
+        rate = found_rate
     total = len(clips) + len(corpus.of(EVAL))
     with progress_bars() as bar:
         advance = advance_of(bar)

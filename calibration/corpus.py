@@ -175,10 +175,10 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
             missing = sorted({*(_OF_PHRASES if of_phrases else (*_COLUMNS, *said))} - named)
             if missing:
                 raise CorpusError(f"{manifest}: no column {', '.join(missing)}")
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as e:
         raise CorpusError(f"{manifest}: not a CSV file in UTF-8 ({e})") from e
-    tasks = {row["task"] for row in rows if row.get("task")} - {_NOISE_TASK}
+    tasks = {row["task"] for _, row in rows if row.get("task")} - {_NOISE_TASK}
     if task is None and len(tasks) > 1:
         raise CorpusError(f"{manifest}: several tasks, choose one: {', '.join(sorted(tasks))}")
     if task is not None and task not in tasks:
@@ -187,7 +187,7 @@ def _read_manifest(manifest: Path, task: str | None) -> Corpus:
         )
     clips: list[Clip] = []
     noises: list[Clip] = []
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         is_noise = row.get("task") == _NOISE_TASK or row.get("label") == _NOISE_FOLDER
         if not is_noise and task is not None and row["task"] != task:
             continue

@@ -50,10 +50,11 @@ def read_noise(manifest: Path) -> Tensor:
     rows = [r for r in csv.DictReader(manifest.open()) if r["task"] == "noise"]
     paths = [manifest.parent / row["path"] for row in rows if row["set"] == "train"]
     noises = [soundfile.read(path, dtype="float32", always_2d=True)[0][:, 0] for path in paths]
-    return torch.from_numpy(np.concatenate(noises))
+    row = np.concatenate(noises)
+    return torch.from_numpy(np.tile(row, 1 + SECOND // len(row)))
 
 
-def main(manifest: Path, task: str, out: Path) -> None:
+def main(manifest: Path, task: str, out: Path, epochs: int = EPOCHS) -> None:
     """Train, and write the weights of the last epoch."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
@@ -66,7 +67,7 @@ def main(manifest: Path, task: str, out: Path) -> None:
     model = KeywordCrnn()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.02)
     batches = (len(clips) + silence) // 64
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, EPOCHS * batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, epochs * batches)
     counts = torch.bincount(labels, minlength=len(LABELS)).clamp(min=1).float()
     weights = (counts.median() / counts).sqrt().clamp(0.5, 2.0)
     loss_of = nn.CrossEntropyLoss(weight=weights, label_smoothing=0.05)
@@ -74,7 +75,7 @@ def main(manifest: Path, task: str, out: Path) -> None:
     def features(audio: Tensor) -> Tensor:
         return ((torch.log(mel(audio) + 1e-4) + 4.0) / 3.0).transpose(1, 2)[:, None]
 
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         model.train()
         order = torch.randperm(len(clips) + silence)
         for i in range(batches):
@@ -101,8 +102,8 @@ def main(manifest: Path, task: str, out: Path) -> None:
         with torch.inference_mode():
             right = (model(features(held_out)).argmax(1) == truth).float().mean()
         print(f"epoch {epoch + 1}: loss {loss.item():.3f}, other speakers {right:.2%}", flush=True)
-    torch.save({"epoch": EPOCHS, "state_dict": model.state_dict()}, out)
+    torch.save({"epoch": epochs, "state_dict": model.state_dict()}, out)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:]))

@@ -90,7 +90,7 @@ class Answer:
 class Answered:
     """A clip, and the answer in each condition."""
 
-    path: str  # from the corpus's folder
+    path: str  # from the corpus's folder; of a phrase where it stands, and the phrase
     sha256: str  # of the file
     true: str  # label or text
     speaker: str
@@ -278,7 +278,8 @@ def _answer_group(
         heard = conditions.heard(given, sha256, rate) if rate else [given]
         answers = tuple(answer(session, one) for one in heard)
         path = clip.path.relative_to(root) if clip.path.is_relative_to(root) else clip.path
-        found.append(Answered(path.as_posix(), sha256, true, clip.speaker, answers))
+        name = f"{path.as_posix()}: {clip.text}" if clip.is_phrase else path.as_posix()
+        found.append(Answered(name, sha256, true, clip.speaker, answers))
     return found
 
 

@@ -26,7 +26,7 @@ from cnngru_edge.export.options import (
     plan_option,
     task_option,
 )
-from cnngru_edge.export.source import load_source, source_options
+from cnngru_edge.export.source import Source, load_source, source_options
 from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
 from cnngru_edge.export.train_cli import train
 from cnngru_edge.export.verdict_cli import compare, inspect, sensitivity
@@ -99,11 +99,7 @@ main.add_command(train)
 )
 @click.option("--force", is_flag=True, help="Go on with recordings that the audit calls unfit.")
 def export(
-    checkpoint: Path | None,
-    module: str | None,
-    weights: Path | None,
-    onnx: Path | None,
-    spec: Path | None,
+    source: Source,
     out: Path,
     data: Path | None,
     task: str | None,
@@ -127,7 +123,7 @@ def export(
     from cnngru_edge.export import pipeline
     from cnngru_edge.export.summary import print_summary
 
-    model, name, known = load_source(checkpoint, module, weights, onnx, spec)
+    model, name, known = load_source(source)
     corpus = read_corpus(data or demo_for(model.spec), task)
     with progress_bars() as bar:
         report = pipeline.export(
@@ -155,11 +151,7 @@ def export(
 @data_option
 @task_option
 def trace(
-    checkpoint: Path | None,
-    module: str | None,
-    weights: Path | None,
-    onnx: Path | None,
-    spec: Path | None,
+    source: Source,
     out: Path,
     data: Path | None,
     task: str | None,
@@ -168,11 +160,14 @@ def trace(
     from cnngru_edge.calibration.corpus import demo_for, read_corpus
     from cnngru_edge.export import pipeline
 
-    model, _, known = load_source(checkpoint, module, weights, onnx, spec)
+    model, _, known = load_source(source)
     for note in known:
         click.echo(f"warning: {note}", err=True)
     corpus = read_corpus(data or demo_for(model.spec), task)
-    for parity in pipeline.trace(model, out, pipeline.parity_clips(corpus.clips, model.spec)):
+    found = pipeline.trace(model, out, pipeline.parity_clips(corpus.clips, model.spec))
+    if why := getattr(model, "why_one", ""):
+        click.echo(f"warning: the graph takes one input at a time: {why}", err=True)
+    for parity in found:
         click.echo(
             f"{out / parity.path.name}: equals torch within {parity.max_abs_error:.1e} "
             f"(the most: {parity.tensor})"

@@ -25,7 +25,10 @@ def bring_to_opset(model: ir.Model) -> None:
     model.ir_version = IR_VERSION
     if found == OPSET:
         return
-    strange = _strangers(model) if found > OPSET else []
+    strange = _strangers(model, OPSET) if found > OPSET else []
+    if strange:  # the converter knows the way down from 18, where axes became inputs, not from 20
+        lowest = (n for n in range(OPSET + 1, found) if not _strangers(model, n))
+        model.opset_imports[""] = next(lowest, found)
     if strange or found < OPSET:
         try:
             proto = version_converter.convert_version(ir.to_proto(model), OPSET)
@@ -47,15 +50,15 @@ def bring_to_opset(model: ir.Model) -> None:
     model.graph.opset_imports[""] = OPSET
 
 
-def _strangers(model: ir.Model) -> list[str]:
-    """Operators that OPSET does not have, or not with these inputs and attributes."""
+def _strangers(model: ir.Model, opset: int) -> list[str]:
+    """Operators that an opset does not have, or not with these inputs and attributes."""
     found: dict[str, None] = {}  # in the order of the graph, each once
     for node in model.graph.all_nodes():
         if node.domain:
             continue
         where = node.name or f"{node.op_type} of {node.outputs[0].name}"
         try:
-            schema = defs.get_schema(node.op_type, OPSET)
+            schema = defs.get_schema(node.op_type, opset)
         except defs.SchemaError:
             found[f"{node.op_type} ({where}) is of a later opset"] = None
             continue

@@ -20,6 +20,7 @@ from cnngru_edge.export.frontend_constants import compute_frontend_constants
 from cnngru_edge.export.normal_form import normalize
 from cnngru_edge.export.onnx_trace import traced
 from cnngru_edge.export.own_onnx import OnnxModel
+from cnngru_edge.export.torchscript import not_traced
 from cnngru_edge.models.errors import ExportError, SpecError
 from cnngru_edge.models.own import OwnModel
 from cnngru_edge.models.whole_spec import LETTERS, AudioInput, fixed_length_of
@@ -42,7 +43,7 @@ def own_graph(model: OwnModel) -> ir.Model:
     if isinstance(kind, AudioInput) and (model.log_mel or "1" in kind.layout):
         body = _behind_features(model, body)
     else:
-        given.name = kind.name
+        _call(body.graph, given, kind.name)
     (given,) = body.graph.inputs
     rows = "N" if model.free_batch else 1
     length = fixed_length_of(kind) or LETTERS[kind.name]
@@ -96,16 +97,9 @@ def _traced(model: OwnModel) -> ir.Model:
     except SpecError:
         raise
     except Exception as e:  # torch's exporter has no common base, and runs the owner's code
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        reason = reason.partition(" Please feel free")[0].partition("  [Caused by")[0]
-        raise ExportError(
-            f"this module cannot be traced ({type(e).__name__}: {reason}); give one length under "
-            "[input] of the spec if it needs one, and what is computed of audio under "
-            "[input.features]; forward may use tensors only"
-        ) from e
+        raise not_traced(e) from e
     for node in graph.graph.all_nodes():
         node.name = (node.name or "").replace("/module/", "/", 1)
-
         if node.op_type in _RECURRENT and len(node.inputs) > 4 and node.inputs[4] is not None:
             node.replace_input_with(4, None)  # lengths: every clip is whole here
     for value in list(graph.graph.initializers.values()):
@@ -147,7 +141,9 @@ def _behind_features(model: OwnModel, body: ir.Model) -> ir.Model:
     if model.log_mel is not None:
         compute_frontend_constants(before, model.log_mel.log_mel)
     (given,) = body.graph.inputs
-    given.name = f"{_GIVEN}_to_module"
+    to_module = f"{_GIVEN}_to_module"
+    _call(body.graph, given, to_module)
+    _vacate(body.graph, "audio")
     version = min(before.ir_version, body.ir_version)
     first, second = ir.to_proto(before), ir.to_proto(body)
     first.ir_version = second.ir_version = version
@@ -157,13 +153,32 @@ def _behind_features(model: OwnModel, body: ir.Model) -> ir.Model:
             node.name = f"{FRONTEND_NODES}layout{node.name}"
     before_module = first.graph.output[0].name
     try:
-        joined = onnx.compose.merge_models(first, second, io_map=[(before_module, given.name)])
+        joined = onnx.compose.merge_models(first, second, io_map=[(before_module, to_module)])
     except ValueError as e:
         raise ExportError(f"features cannot be put before this graph ({e})") from e
     whole = ir.from_proto(joined)
     # By this name, what quantizes it is no part of the front-end.
-    next(v for n in whole.graph for v in n.outputs if v.name == before_module).name = "features"
+    written = next(v for n in whole.graph for v in n.outputs if v.name == before_module)
+    _call(whole.graph, written, "features")
     return whole
+
+
+def _call(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    """Give a value a name."""
+    _vacate(graph, name)
+    value.name = name
+
+
+def _vacate(graph: ir.Graph, name: str) -> None:
+    """Give what has a name that we need another."""
+    for other in (
+        *graph.inputs,
+        *graph.initializers.values(),
+        *(output for node in graph.all_nodes() for output in node.outputs),
+    ):
+        if other.name == name:
+            other.name = f"{name}_of_module"
+            return
 
 
 def _cast_from_int64(graph: ir.Graph, given: ir.Value) -> None:
@@ -189,8 +204,9 @@ def _write_logits(graph: ir.Graph, model: OwnModel, has_frames: bool) -> None:
         graph.outputs[0] = tape.op("Transpose", [logits], {"perm": [1, 0, 2]})
     graph.extend(tape.nodes)
     written = graph.outputs[0]
-    rows, frames = "N" if model.free_batch else 1, "T" if has_frames else 1
-    written.name, written.dtype = "logits", ir.DataType.FLOAT
+    rows, frames = "N" if model.free_batch else 1, "T" if model.spec.writes_text else 1
+    _call(graph, written, "logits")
+    written.dtype = ir.DataType.FLOAT
     written.shape = ir.Shape([rows, frames, len(model.spec.labels)])
 
 

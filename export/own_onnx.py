@@ -11,6 +11,8 @@ from cnngru_edge.models.errors import SpecError
 from cnngru_edge.models.own import OwnModel, OwnSpec
 from cnngru_edge.models.whole_spec import WholeSpec
 
+_TYPES = {"tensor(float)", "tensor(int32)", "tensor(int64)"}
+
 
 class OnnxModule(nn.Module):
     """The original file in ONNX Runtime, to be called as a module is that was loaded."""
@@ -30,6 +32,12 @@ class OnnxModule(nn.Module):
             names = ", ".join(one.name for one in inputs) or "none"
             raise SpecError(f"{path}: expected one input, it has {names}")
         self._input = inputs[0]
+        if self._input.type not in _TYPES:
+            kind = self._input.type.removeprefix("tensor(").removesuffix(")")
+            raise SpecError(
+                f"{path}: its input {self._input.name} is {kind}, expected float32, or integers "
+                "for tokens; export the model in float32"
+            )
 
     @property
     def takes_any_batch(self) -> bool:

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cnngru_edge.export.own_onnx import OnnxModel
 from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.errors import ParityError
-from cnngru_edge.models.own import OwnModel, has_cells
+from cnngru_edge.models.errors import ParityError, SessionError
+from cnngru_edge.models.own import OwnModel
+from cnngru_edge.models.own_checks import has_cells
 from cnngru_edge.models.whole import WholeModel
 from cnngru_edge.models.whole_spec import WholeSpec, fixed_length_of
 from cnngru_edge.runtime.audio import pad_to_multiple
@@ -36,10 +38,13 @@ def check_parity(model: CnnGru | WholeModel, artefact: Path, clips: Sequence[Arr
     """
     errors: dict[str, float] = {}
     with open_session(artefact) as session, torch.inference_mode():
-        for expected, found in _outputs(model, session, clips):
-            for name, value in expected.items():
-                error = _largest(found[name], value)
-                errors[name] = float(np.maximum(errors.get(name, 0.0), error))
+        try:
+            for expected, found in _outputs(model, session, clips):
+                for name, value in expected.items():
+                    error = _largest(found[name], value)
+                    errors[name] = float(np.maximum(errors.get(name, 0.0), error))
+        except SessionError as e:  # a trace of one length may not run on another
+            raise ParityError(f"{artefact.name}: {e}{_advice(model)}") from e
     # Unlike max(), numpy lets a NaN through, here and above; and no comparison with one holds.
     tensor = list(errors)[int(np.argmax(list(errors.values())))]
     if not errors[tensor] <= TOLERANCE:
@@ -52,7 +57,7 @@ def check_parity(model: CnnGru | WholeModel, artefact: Path, clips: Sequence[Arr
 
 def _advice(model: CnnGru | WholeModel) -> str:
     """What may be the matter with a module that is not ours."""
-    if not isinstance(model, OwnModel):
+    if not isinstance(model, OwnModel) or isinstance(model, OnnxModel):
         return ""
     if has_cells(model) and fixed_length_of(model.spec.input) is None:
         return (

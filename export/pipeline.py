@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -73,7 +73,7 @@ from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.models.whole import WholeModel
 from cnngru_edge.models.whole_spec import Spec, sample_rate_of
 from cnngru_edge.runtime.golden import GOLDEN, write_golden
-from cnngru_edge.runtime.inputs import read_input
+from cnngru_edge.runtime.inputs import read_input, source_sha256
 from cnngru_edge.runtime.session import Array
 
 Model: TypeAlias = CnnGru | WholeModel
@@ -107,9 +107,10 @@ def trace(model: Model, out: Path, clips: Sequence[Array]) -> list[Parity]:
             export_onnx(folded, stage / FLOAT)
             # Against the model as it was trained: folding batch norms is part of what is checked.
             return [check_parity(model, stage / name, clips) for name in names]
-        except EdgeError:
+        except EdgeError as e:
             if not isinstance(model, OwnModel) or not model.free_batch:
                 raise
+            model.why_one = f"side by side its graph does not answer alike ({e})"
         model.free_batch = False
         export_onnx(folded, stage / FLOAT)
         return [check_parity(model, stage / name, clips) for name in names]
@@ -173,8 +174,12 @@ def export(
         if rate := sample_rate_of(spec):
             with _timed(report, "audit"):
                 report.audit = _audited(corpus, config, rate, force, progress)
+        elif not force:
+            _check_apart(corpus, calibration, evaluation)
         with _timed(report, "trace"):
             report.parity = trace(model, stage, parity_clips(calibration, spec))
+            if isinstance(model, OwnModel) and model.why_one:
+                report.notes.append(f"the graph takes one input at a time: {model.why_one}")
             progress("trace", 1, 1)
         with _timed(report, "calibrate"):
             ranges, errors = calibrate(
@@ -269,6 +274,22 @@ def export(
     if isinstance(model, OnnxModel):
         (out / TORCHSCRIPT).unlink(missing_ok=True)
     return report
+
+
+def _check_apart(corpus: Corpus, calibration: Sequence[Clip], evaluation: Sequence[Clip]) -> None:
+    """Refuse phrases and images that calibrate and evaluate; of recordings the audit finds them."""
+    known = {source_sha256(clip.source) for clip in calibration if _is_there(clip)}
+    twice = [c for c in evaluation if _is_there(c) and source_sha256(c.source) in known]
+    if twice:
+        raise CorpusError(
+            f"{corpus.root}: {len(twice)} of {len(evaluation)} in the set 'eval' are in the "
+            f"calibration too, as {twice[0].path.name}; keep the sets apart, --force goes on all "
+            "the same"
+        )
+
+
+def _is_there(clip: Clip) -> bool:
+    return clip.is_phrase or clip.path.is_file()  # of others calibration has its own to say
 
 
 def _audited(
@@ -391,13 +412,16 @@ def _receipts(report: ExportReport, stage: Path, min_coverage: float) -> dict[st
 def parity_clips(clips: Iterable[Clip], spec: Spec) -> list[Array]:
     """A few inputs that can be read; calibration reports those that cannot."""
     found: list[Array] = []
+    why = ""
     for clip in clips:
-        with suppress(InputError):
+        try:
             found.append(read_input(spec, clip.source))
+        except InputError as e:
+            why = why or f": {e}"
         if len(found) == _PARITY_CLIPS:
             break
     if not found:
-        raise CorpusError("nothing for calibration can be read")
+        raise CorpusError(f"nothing for calibration can be read{why}")
     return found
 
 

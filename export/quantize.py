@@ -26,8 +26,6 @@ _SAME_VALUES = LAYOUT | {"DequantizeLinear", "QuantizeLinear"}
 _HIDDEN_RANGE = Range(-1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 0.0)
 _IMAGE_RANGE = Range(0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 """All of it: an image is mostly paper, and what is rare in it, the ink, is what counts."""
-_IMAGE_RANGE = Range(0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
-"""All of it: an image is mostly paper, and what is rare in it, the ink, is what counts."""
 
 
 def quantize_onnx(
@@ -175,8 +173,6 @@ def _range_of(tensors: Mapping[str, Range], value: ir.Value) -> Range:
     """What a tensor's values are quantized between."""
     if _is_hidden(value):
         return _HIDDEN_RANGE
-    if value.is_graph_input() and value.name == ImageInput.name:
-        return _IMAGE_RANGE
     if value.is_graph_input() and value.name == ImageInput.name:
         return _IMAGE_RANGE
     found = value

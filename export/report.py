@@ -210,6 +210,8 @@ def _heard(comparison: Mapping[str, Any], hear: Hear) -> list[dict[str, Any]]:
     found.sort(key=lambda flip: flip["rank"])
     for flip in found[:_PLAYED]:
         flip |= {"audio": None, "silent": None}
+        if comparison["sample_rate"] is None:  # nothing was heard
+            continue
         try:
             flip["audio"] = _wav_uri(hear(flip["path"], flip["condition"]))
         except (AudioError, OSError) as e:

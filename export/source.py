@@ -1,6 +1,7 @@
 """Where a model comes from: a checkpoint of ours, a module and its weights, or an ONNX file."""
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,26 @@ if TYPE_CHECKING:
     from cnngru_edge.models.own import OwnModel
 
 
+@dataclass(frozen=True)
+class Source:
+    """What was typed: a checkpoint of ours, or a module or a file that is not ours."""
+
+    checkpoint: Path | None
+    module: str | None
+    weights: Path | None
+    onnx: Path | None
+    spec: Path | None
+
+
 def source_options(command: Any) -> Any:
-    """The argument and the options that say which model is meant; see `load_source`."""
+    """The argument and the options that say which model is meant, as one argument `source`."""
+
+    @wraps(command)
+    def with_source(**options: Any) -> Any:
+        source = Source(**{one.name: options.pop(one.name) for one in fields(Source)})
+        return command(source=source, **options)
+
+    decorated: Any = with_source
     for option in (
         click.option(
             "--spec",
@@ -31,22 +50,18 @@ def source_options(command: Any) -> Any:
         ),
         click.argument("checkpoint", type=FILE, required=False),
     ):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated
 
 
-def load_source(
-    checkpoint: Path | None,
-    module: str | None,
-    weights: Path | None,
-    onnx: Path | None,
-    spec: Path | None,
-) -> tuple["Model", str, list[str]]:
+def load_source(source: Source) -> tuple["Model", str, list[str]]:
     """The model, its name, and what should be known of it.
 
     Raises:
         SpecError: it cannot be loaded, or does not run as its spec says.
     """
+    checkpoint, module, weights = source.checkpoint, source.module, source.weights
+    onnx, spec = source.onnx, source.spec
     if onnx and (module or checkpoint or weights):
         raise click.UsageError("--onnx is all of a model; leave --model and CHECKPOINT out")
     if not (module or onnx):
@@ -60,7 +75,8 @@ def load_source(
         raise click.UsageError(
             "--model and --onnx need a --spec: labels, and what the input is (see the README)"
         )
-    from cnngru_edge.models.own import OwnSpec, load_own
+    from cnngru_edge.models.own import OwnSpec
+    from cnngru_edge.models.own_weights import load_own
 
     own = OwnSpec.load(spec)
     if onnx:
@@ -82,7 +98,7 @@ def _looked_at(model: "OwnModel") -> list[str]:
     """Run it once, and say in its spec what keeps it from being a stream."""
     import torch
 
-    from cnngru_edge.models.own import check_runs, warnings_about, why_whole
+    from cnngru_edge.models.own_checks import check_runs, warnings_about, why_whole
     from cnngru_edge.runtime.inputs import example_input
 
     given = torch.from_numpy(example_input(model.spec)[None])

@@ -113,8 +113,24 @@ def _dequantized_weight(node: ir.Node) -> Floats | None:
         assert inputs[3] is not None
         product: Floats = values_of(inputs[1]).astype(np.float32) * values_of(inputs[3])
         return product
+    if node.op_type == "Gather":
+        return _dequantized_table(node)
     weight = inputs[1]
     return _dequantized(weight) if weight is not None else None
+
+
+def _dequantized_table(node: ir.Node) -> Floats | None:
+    """An embedding's table (V, E): on a CPU its rows are dequantized after they were gathered."""
+    table = node.inputs[0]
+    assert table is not None
+    if table.const_value is None:
+        return _dequantized(table)
+    after = (use.node for use in node.outputs[0].uses() if use.node.op_type == "DequantizeLinear")
+    scale = next((reader.inputs[1] for reader in after), None)
+    if scale is None:
+        return None
+    rows: Floats = values_of(table).astype(np.float32) * values_of(scale).astype(np.float32)
+    return rows
 
 
 def _dequantized(value: ir.Value) -> Floats | None:

@@ -300,7 +300,8 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
     if not (coverage := found["coverage"]):
         console.print("coverage: not known here", highlight=False)
         return
-    table = Table("layer", "computes in", "weights", "bytes", "MAC/s of audio")
+    of_what = "/s of audio" if found["inputs"][0]["name"] == "audio" else " of a usual input"
+    table = Table("layer", "computes in", "weights", "bytes", f"MAC{of_what}")
     for layer in coverage["layers"]:
         numbers = (f"{layer[key]:,}" for key in ("weights", "bytes", "macs"))
         table.add_row(layer["name"], layer["precision"], *numbers)

@@ -8,6 +8,8 @@ import torch
 
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.cnn_gru import CnnGru
+from cnngru_edge.models.errors import ExportError
+from cnngru_edge.models.own import OwnModel
 from cnngru_edge.models.spec import METADATA_KEY
 from cnngru_edge.models.whole import WholeModel
 from cnngru_edge.runtime.inputs import example_input
@@ -26,11 +28,30 @@ def export_torchscript(model: CnnGru | WholeModel, path: Path) -> None:
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
         # nn.GRU checks the input's rank in Python.
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
-        module = torch.jit.trace(  # type: ignore[no-untyped-call]
-            model, example_inputs(model), check_trace=False
-        )
+        if isinstance(model, OwnModel):
+            # Whether the trace is right is seen when it answers as the module does.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        try:
+            module = torch.jit.trace(  # type: ignore[no-untyped-call]
+                model, example_inputs(model), check_trace=False
+            )
+        except Exception as e:  # whatever a module that is not ours raises
+            if not isinstance(model, OwnModel):
+                raise
+            raise not_traced(e) from e
         metadata = {METADATA_KEY: model.spec.to_json()}
         write_file(path, module.save_to_buffer(_extra_files=metadata))
+
+
+def not_traced(error: Exception) -> ExportError:
+    """What a user is told of a module that is not ours and cannot be traced."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = reason.partition(" Please feel free")[0].partition("  [Caused by")[0]
+    return ExportError(
+        f"this module cannot be traced ({type(error).__name__}: {reason}); give one length under "
+        "[input] of the spec if it needs one, and what is computed of audio under "
+        "[input.features]; forward may use tensors only"
+    )
 
 
 def example_inputs(model: CnnGru | WholeModel) -> tuple[Any, ...]:

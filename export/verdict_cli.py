@@ -8,7 +8,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from cnngru_edge.calibration.corpus import DEMO, Clip, Corpus, audio_files, read_corpus, spread
+from cnngru_edge.calibration.corpus import (
+    DEMO,
+    Clip,
+    Corpus,
+    audio_files,
+    demo_for,
+    read_corpus,
+    spread,
+)
 from cnngru_edge.export import compare as of_clips
 from cnngru_edge.export import flips
 from cnngru_edge.export.answers import RESULTS_SUFFIX, Conditions, Results
@@ -100,14 +108,14 @@ def compare(
         raise click.UsageError(f"--save-results: a name that ends with {RESULTS_SUFFIX}")
     if save_flips:
         flips.check_unused(save_flips)
-    corpus = read_corpus(data or DEMO, task)
+    artefacts = [path for path in (reference, candidate) if path]
+    corpus = read_corpus(data or _demo_for(artefacts), task)
     clips = corpus.of(set_name)
     if streaming and candidate:
         noises = corpus.noises_of(set_name)
         _compare_streaming(reference, candidate, clips, noises, margin, as_json)
         return
     conditions = _conditions(corpus, set_name, noise, snrs_db, seed)
-    artefacts = [path for path in (reference, candidate) if path]
     answers, errors = _answers(artefacts, corpus, clips, conditions, workers)
     if save_results:
         answers[-1].save(save_results)
@@ -123,6 +131,17 @@ def compare(
     report_skipped(errors)
     if candidate and not comparison.passed:
         sys.exit(1 if comparison.verdict == WORSE else _NOT_SETTLED)
+
+
+def _demo_for(artefacts: Sequence[Path]) -> Path:
+    """What artefacts are given where there is no other data; answers are of recordings."""
+    from cnngru_edge.runtime.session import open_session
+
+    for path in artefacts:
+        if path.suffix != RESULTS_SUFFIX:
+            with open_session(path) as session:
+                return demo_for(session.spec)
+    return DEMO
 
 
 def _conditions(
@@ -231,9 +250,9 @@ def sensitivity(
     from cnngru_edge.export.summary import print_sensitivity
     from cnngru_edge.runtime.session import open_session
 
-    corpus = read_corpus(data or DEMO, task)
     with open_session(reference) as session:
         spec = session.spec
+    corpus = read_corpus(data or demo_for(spec), task)
     _, samples, errors = load(spread(corpus.of(set_name), clips), spec)
     with progress_bars() as bar:
         advance = advance_of(bar)

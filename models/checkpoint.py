@@ -43,7 +43,8 @@ def load_checkpoint(path: Path) -> Model:
         if f.read(4).startswith(_PICKLE_MAGIC):
             raise SpecError(
                 f"{path}: a pickle, which can run code when loaded; save the weights with "
-                "cnngru_edge.models.checkpoint.save_checkpoint"
+                "cnngru_edge.models.checkpoint.save_checkpoint, or give the module that they are "
+                "of with --model and --spec"
             )
     try:
         with safe_open(path, framework="pt") as f:
@@ -54,7 +55,8 @@ def load_checkpoint(path: Path) -> Model:
     if METADATA_KEY not in metadata:
         raise SpecError(
             f"{path}: no model spec in the metadata (key {METADATA_KEY!r}); "
-            "'cnngru-edge train' and cnngru_edge.models.checkpoint.save_checkpoint write it"
+            "'cnngru-edge train' and cnngru_edge.models.checkpoint.save_checkpoint write it; a "
+            "module of your own takes --model and --spec"
         )
     try:
         model = _built(metadata[METADATA_KEY])

@@ -145,7 +145,13 @@ def choose_vocabulary(corpus: Corpus) -> tuple[str, ...]:
 
 
 def choose_intents(corpus: Corpus) -> tuple[str, ...]:
-    """The labels of the phrases to train on."""
+    """The labels of the phrases to train on.
+
+    Raises:
+        CorpusError: there are none.
+    """
+    if not corpus.of(TRAIN):
+        raise CorpusError(f"{corpus.root}: nothing in the set 'train'")
     return tuple(sorted({clip.label for clip in corpus.of(TRAIN)}))
 
 

@@ -5,9 +5,11 @@ W pixels, T output frames, C labels.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, TypeAlias
+from types import NoneType
+from typing import Any, ClassVar, TypeAlias, get_args
 
 from cnngru_edge.models.errors import SpecError
 from cnngru_edge.models.spec import BLANK, FeatureSpec, ModelSpec
@@ -24,6 +26,9 @@ FEATURE_LAYOUTS = ("NTM", "NMT", "N1TM", "N1MT")
 
 LABEL, TEXT_ANSWER = "label", "text"
 """What a model answers: one label for the whole input, or a text by CTC."""
+
+_LARGEST = 10**8
+"""Of a size: a number from a damaged file may be anything."""
 
 PADDING, UNKNOWN_WORD = "<padding>", "<unknown>"
 """The first two words of every vocabulary."""
@@ -45,6 +50,7 @@ class WholeFeatures(FeatureSpec):
 
     def __post_init__(self) -> None:
         """Refuse features that cannot be computed."""
+        check_types("features", self)
         super().__post_init__()
         if self.log not in (NATURAL, DECIBELS):
             raise SpecError(f"features: log is {NATURAL} or {DECIBELS}, got {self.log!r}")
@@ -54,6 +60,8 @@ class WholeFeatures(FeatureSpec):
             raise SpecError(f"features: n_mfcc is 1 to n_mels ({self.n_mels}), got {self.n_mfcc}")
         if not self.std > 0:
             raise SpecError(f"features: std is above 0, got {self.std}")
+        if self.top_db is not None and self.top_db <= 0:
+            raise SpecError(f"features: top_db is above 0, got {self.top_db}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,9 @@ class AudioInput:
 
     def __post_init__(self) -> None:
         """Refuse what no clip fits."""
-        _check_sizes("input", self.sample_rate, self.samples, self.least_samples)
+        check_types("input", self)
+        _check_sizes(self.sample_rate)
+        _check_lengths(self.samples, self.least_samples)
         layouts = LAYOUTS if self.features is None else FEATURE_LAYOUTS
         if self.layout not in layouts:
             raise SpecError(
@@ -96,7 +106,10 @@ class TokenInput:
 
     def __post_init__(self) -> None:
         """Refuse a vocabulary that no phrase can be looked up in."""
-        _check_sizes("input", 1, self.tokens, self.least_tokens)
+        check_types("input", self)
+        _check_lengths(self.tokens, self.least_tokens)
+        if not all(isinstance(word, str) for word in self.vocabulary):
+            raise SpecError("vocabulary: need to be words, in quotes")
         if self.vocabulary[:2] != (PADDING, UNKNOWN_WORD):
             raise SpecError(
                 f"vocabulary: the first two words are {PADDING} and {UNKNOWN_WORD}, got "
@@ -118,7 +131,9 @@ class ImageInput:
 
     def __post_init__(self) -> None:
         """Refuse what no image fits."""
-        _check_sizes("input", self.height, self.width, self.least_width)
+        check_types("input", self)
+        _check_sizes(self.height)
+        _check_lengths(self.width, self.least_width)
 
 
 Input: TypeAlias = AudioInput | TokenInput | ImageInput
@@ -146,7 +161,7 @@ class WholeSpec:
             raise SpecError(f"family: need one of {TEXT}, {CRNN}, {OWN}, got {self.family!r}")
         if self.answers not in (LABEL, TEXT_ANSWER):
             raise SpecError(f"answers: need {LABEL} or {TEXT_ANSWER}, got {self.answers!r}")
-        if not all(isinstance(label, str) and label.isprintable() for label in self.labels):
+        if not all(isinstance(x, str) and x and x.isprintable() for x in self.labels):
             raise SpecError(f"labels: need to be printable text, got {list(self.labels)}")
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise SpecError(f"labels: need at least two, all different, got {list(self.labels)}")
@@ -171,6 +186,8 @@ class WholeSpec:
             known = {f.name for f in fields(cls)}
             if unknown := sorted(set(raw) - known):
                 raise SpecError(f"model spec: unknown fields {', '.join(unknown)}")
+            if not isinstance(raw["labels"], list | tuple):
+                raise SpecError(f"labels: need a list, got {raw['labels']!r}")
             return cls(
                 **{
                     **raw,
@@ -223,7 +240,11 @@ def fixed_length_of(kind: Input) -> int | None:
 def least_length_of(kind: Input) -> int:
     """To how many samples, tokens or columns a shorter input is padded."""
     if isinstance(kind, AudioInput):
-        return kind.least_samples
+        features = kind.features
+        if features is None:
+            return kind.least_samples
+        frame = features.n_fft // 2 + 1 if features.center else features.n_fft
+        return max(kind.least_samples, frame)
     return kind.least_tokens if isinstance(kind, TokenInput) else kind.least_width
 
 
@@ -235,6 +256,8 @@ def sample_rate_of(spec: Spec) -> int | None:
 
 
 def _input(raw: Mapping[str, Any]) -> Input:
+    if not isinstance(raw, Mapping):
+        raise SpecError(f"input: need a table, [input], got {raw!r}")
     kinds = ", ".join(_INPUTS)
     kind = raw.get("kind")
     if kind not in _INPUTS:
@@ -243,15 +266,39 @@ def _input(raw: Mapping[str, Any]) -> Input:
     if unknown := sorted(set(given) - {f.name for f in fields(_INPUTS[kind])}):
         raise SpecError(f"input: unknown fields {', '.join(unknown)}")
     if kind == AudioInput.name and given.get("features") is not None:
+        if not isinstance(given["features"], Mapping):
+            raise SpecError(f"features: need a table, [input.features], got {given['features']!r}")
         rate = {"sample_rate": given.get("sample_rate", FeatureSpec.sample_rate)}
-        given["features"] = WholeFeatures(**rate | given["features"])
+        given["features"] = WholeFeatures(**{**rate, **given["features"]})
     if kind == TokenInput.name:
         given["vocabulary"] = tuple(given["vocabulary"])
     found: Input = _INPUTS[kind](**given)
     return found
 
 
-def _check_sizes(name: str, *sizes: int | None) -> None:
+def check_types(name: str, spec: Any) -> None:
+    """Refuse a field of a dataclass that is not of its type: TOML and JSON may hold anything."""
+    for one in fields(spec):
+        value = getattr(spec, one.name)
+        kinds = get_args(one.type) or (one.type,)
+        is_plain = {int, float, bool, str} >= set(kinds) - {NoneType}
+        if not is_plain or (value is None and NoneType in kinds):
+            continue
+        kind = int if type(value) is int and float in kinds else type(value)
+        if kind not in kinds and not (kind is int and float in kinds):
+            wanted = " or ".join(k.__name__ for k in kinds if k is not NoneType)
+            raise SpecError(f"{name}: {one.name} is of type {wanted}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SpecError(f"{name}: {one.name} is {value}")
+
+
+def _check_sizes(*sizes: int) -> None:
     for size in sizes:
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise SpecError(f"{name}: sizes are whole numbers from 1, got {size!r}")
+        if not 1 <= size <= _LARGEST:
+            raise SpecError(f"input: sizes are whole numbers from 1 to {_LARGEST}, got {size!r}")
+
+
+def _check_lengths(fixed: int | None, least: int) -> None:
+    _check_sizes(least, *([fixed] if fixed is not None else []))
+    if fixed is not None and fixed < least:
+        raise SpecError(f"input: of {fixed} and of at least {least} cannot both be")

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from cnngru_edge.models.errors import InputError, SessionError
+from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.models.whole_spec import Spec, streamable
 from cnngru_edge.runtime.golden import GOLDEN
 from cnngru_edge.runtime.monitor import MAX_FLIPS, Shadow, ShadowConfig
@@ -205,10 +206,15 @@ def _shadow(session: "Session", config: ShadowConfig | None) -> Iterator[Shadow 
         yield None
         return
 
+    if not isinstance(session.spec, ModelSpec):
+        raise SessionError(
+            "--shadow is for models that can be streams; --reference alone checks every answer"
+        )
+
     def warn(line: str) -> None:
         click.echo(f"warning: {line}", err=True)
 
-    with Shadow(streamable(session.spec), config, warn) as shadow:
+    with Shadow(session.spec, config, warn) as shadow:
         try:
             yield shadow
         finally:

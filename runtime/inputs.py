@@ -1,7 +1,8 @@
 """From a recording, a phrase or an image to what a model takes, without the batch axis."""
 
 import hashlib
-import re
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,8 @@ Source: TypeAlias = Path | str | Tokens
 
 _USUAL_TOKENS = 8
 _USUAL_ASPECT = 4  # width of a line to its height
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_OF_WORDS = frozenset("LMN")
+"""First letters of the Unicode categories that words are made of: letters, marks, numbers."""
 
 
 def read_input(spec: Spec, source: Source) -> Array:
@@ -84,7 +86,10 @@ def source_sha256(source: Source) -> str:
 
 def words_of(phrase: str) -> list[str]:
     """The words of a phrase in lower case, without punctuation."""
-    return _WORD.findall(phrase.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+    text = unicodedata.normalize("NFC", phrase.lower())
+    text = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    kept = (c if c == "'" or unicodedata.category(c)[0] in _OF_WORDS else " " for c in text)
+    return [word for part in "".join(kept).split() if (word := part.strip("'"))]
 
 
 def tokens_of(phrase: str, spec: TokenInput) -> Array:
@@ -93,6 +98,8 @@ def tokens_of(phrase: str, spec: TokenInput) -> Array:
     Raises:
         InputError: no word in it.
     """
+    if any(unicodedata.category(character) == "Cs" for character in phrase):
+        raise InputError(f"{phrase!a}: not text in UTF-8")
     words = words_of(phrase)
     if not words:
         raise InputError(f"{phrase!r}: no word in it")
@@ -131,18 +138,29 @@ def read_image(path: Path, spec: ImageInput) -> Array:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        with Image.open(path) as image:
-            rgba = image.convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.height != spec.height:
+                    raise InputError(
+                        f"{path}: {image.height} pixels high, this model reads lines {spec.height} "
+                        "pixels high; crop the line and scale it to that"
+                    )
+                if image.mode in {"I", "F"}:
+                    raise InputError(f"{path}: 32 bits a pixel; save it with 8 or 16")
+                if image.mode.startswith("I;16"):
+                    return np.asarray(image, np.float32)[None] / 65_535
+                rgba = image.convert("RGBA")
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as e:
         raise InputError(f"{path}: not an image that can be read") from e
     white = Image.new("RGBA", rgba.size, "white")
-    grey = np.asarray(Image.alpha_composite(white, rgba).convert("L"), np.float32) / 255
-    if grey.shape[0] != spec.height:
-        raise InputError(
-            f"{path}: {grey.shape[0]} pixels high, this model reads lines {spec.height} pixels "
-            "high; crop the line and scale it to that"
-        )
-    return grey[None]
+    return np.asarray(Image.alpha_composite(white, rgba).convert("L"), np.float32)[None] / 255
 
 
 def fitted(spec: WholeSpec, given: Array) -> Array:

@@ -50,6 +50,9 @@ class OrtSession:
             raise SessionError(
                 f"{path}: inputs are {[i.name for i in self.inputs]}, its spec asks for {expected}"
             )
+        logits, count = self.outputs[0].shape[-1], len(self.spec.labels)
+        if isinstance(logits, int) and logits != count:
+            raise SessionError(f"{path}: {logits} logits, its spec has {count} labels")
         rows, *_, length = self.inputs[0].shape
         self.max_batch = rows if isinstance(rows, int) else None
         self.max_samples = length if isinstance(length, int) else None

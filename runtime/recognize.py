@@ -11,7 +11,7 @@ import numpy as np
 
 from cnngru_edge.models.errors import SessionError
 from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.models.whole_spec import Spec, sample_rate_of
+from cnngru_edge.models.whole_spec import Spec, WholeSpec, sample_rate_of
 from cnngru_edge.runtime.audio import read_audio
 from cnngru_edge.runtime.ctc import DecodeConfig, Word
 from cnngru_edge.runtime.decode import clip_scores
@@ -190,18 +190,26 @@ def _read(spec: Spec, source: Source) -> tuple[Array, float | None, tuple[str, .
     """What a model is given, how long it is if it is a recording, and what was done to it."""
     rate = sample_rate_of(spec)
     if rate is None or not isinstance(source, Path):
-        return read_input(spec, source), None, ()
+        given = read_input(spec, source)
+        return given, None, _fitting(spec, given)
     recording, notes = read_audio(source, rate), []
     if recording.source_rate != rate:
         notes.append(f"resampled from {recording.source_rate} to {rate} Hz")
     if recording.source_channels > 1:
         notes.append(f"have {recording.source_channels} channels, of which the first is used")
     samples = recording.samples
-    if isinstance(spec, ModelSpec):
-        if len(samples) < spec.chunk_length:
-            chunk = f"one chunk of {spec.chunk_length} samples"
-            notes.append(f"shorter than {chunk}, padded with zeros")
-    elif (taken := fitted(spec, samples).shape[-1]) != len(samples):
-        done = "cut" if taken < len(samples) else "padded with zeros"
-        notes.append(f"{done} to the {taken} samples that the model takes")
-    return samples, recording.duration_s, tuple(notes)
+    if isinstance(spec, ModelSpec) and len(samples) < spec.chunk_length:
+        chunk = f"one chunk of {spec.chunk_length} samples"
+        notes.append(f"shorter than {chunk}, padded with zeros")
+    return samples, recording.duration_s, (*notes, *_fitting(spec, samples))
+
+
+def _fitting(spec: Spec, given: Array) -> tuple[str, ...]:
+    """What is done to an input that is longer or shorter than a model takes."""
+    if not isinstance(spec, WholeSpec):
+        return ()
+    length, taken = given.shape[-1], fitted(spec, given).shape[-1]
+    what = {"audio": "samples", "tokens": "tokens", "image": "columns"}[spec.input.name]
+    if taken == length:
+        return ()
+    return (f"{'cut' if taken < length else 'padded'} to the {taken} {what} that the model takes",)

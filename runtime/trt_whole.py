@@ -1,7 +1,6 @@
 """One input whole through a TensorRT engine: a phrase, an image or a clip."""
 
 import math
-from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +22,6 @@ class TrtWhole:
         self._session, self._name = session, spec.input.name
         self._dtype = session.input_dtype(self._name)
         self._context = session.new_context()
-        self._held = ExitStack()
         self._given, self._logits = self._buffer(1), self._buffer(1)
 
     def run(self, given: Array) -> Array:
@@ -35,9 +33,11 @@ class TrtWhole:
         shape = tuple(context.get_tensor_shape("logits"))
         given = np.ascontiguousarray(given, self._dtype)
         if given.nbytes > self._given.host.nbytes:
+            self._given.close()
             self._given = self._buffer(given.nbytes)
         size = math.prod(shape) * _FLOAT.itemsize
         if size > self._logits.host.nbytes:
+            self._logits.close()
             self._logits = self._buffer(size)
         self._given.host.view(self._dtype)[: given.size] = given.ravel()
         for name, buffer in ((self._name, self._given), ("logits", self._logits)):
@@ -52,9 +52,10 @@ class TrtWhole:
 
     def free(self) -> None:
         """Give back what it holds."""
-        self._held.close()
+        self._given.close()
+        self._logits.close()
         del self._context
 
     def _buffer(self, size: int) -> SharedBuffer:
         whole = -(-size // 4096) * 4096  # of any item size
-        return self._held.enter_context(closing(SharedBuffer(self._session.cuda, whole)))
+        return SharedBuffer(self._session.cuda, whole)

@@ -343,6 +343,7 @@ def exported_to_onnx(model, example, axes):
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
         warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size")
+        warnings.filterwarnings("ignore", message="Constant folding")
         torch.onnx.export(
             model,
             (example,),

@@ -32,6 +32,7 @@ from cnngru_edge.runtime.ort_session import DISABLED_OPTIMIZERS
 
 ENGINE_HEADER = struct.Struct("<4sIqq4B4xI")  # as runtime/engine_file.py reads it; our JSON's size
 WEAK_ONLY, BOTH, STRONG_ONLY = VERSIONS[:1], VERSIONS[1:4], VERSIONS[4:]  # how they type
+_NUMPY_OF = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 ONE_OF_EACH = (VERSIONS[0], VERSIONS[1], VERSIONS[5], RTX)  # where a version is not the question
 
 _surfaces = functools.cache(load_surfaces)
@@ -141,6 +142,9 @@ class SimulatedTensorrt(types.ModuleType):
 
     def __repr__(self):
         return f"{self.__name__} {self.__version__}"
+
+    def nptype(self, kind):
+        return {"INT32": np.int32, "INT64": np.int64, "FLOAT": np.float32}[kind.name]
 
     def _start(self, log, takes_gpu=True):
         assert isinstance(log, self.ILogger)
@@ -464,6 +468,17 @@ class ICudaEngine(Object):
     def __init__(self, settings, model, log):
         self._settings, self._model, self._log = settings, model, log
 
+    def get_tensor_dtype(self, name):
+        kind = self._dtype(name)
+        kinds = {np.int32: "INT32", np.int64: "INT64", np.float32: "FLOAT"}
+        return self._trt.DataType[kinds[kind.type]]
+
+    def _dtype(self, name):
+        """Of an input; 8.6 has no 64-bit integers."""
+        (found,) = (i.type for i in _session(self._model).get_inputs() if i.name == name)
+        kind = np.dtype(_NUMPY_OF[found])
+        return np.dtype(np.int32) if self._trt._number[0] == 8 and kind == np.int64 else kind
+
     def create_engine_inspector(self):
         return self._trt.EngineInspector(self._settings)
 
@@ -494,6 +509,7 @@ class IExecutionContext(Object):
         self._engine, self._shapes, self._addresses = engine, {}, {}
         self._session = _session(engine._model)
         self._outputs = [output.name for output in self._session.get_outputs()]
+        self._types = {i.name: _NUMPY_OF[i.type] for i in self._session.get_inputs()}
         self._ready = False  # it sets itself up in the first execution of a shape
 
     def set_input_shape(self, name, shape):
@@ -505,6 +521,14 @@ class IExecutionContext(Object):
         self._ready &= self._shapes.get(name) == tuple(shape)
         self._shapes[name] = tuple(shape)
         return True
+
+    def get_tensor_shape(self, name):
+        """Of an output, once the shapes of all inputs are set; TensorRT infers it."""
+        if name in self._shapes:
+            return self._shapes[name]
+        zeros = {n: np.zeros(shape, self._types[n]) for n, shape in self._shapes.items()}
+        (found,) = self._session.run([name], zeros)
+        return found.shape
 
     def set_tensor_address(self, name, address):
         if name not in {*self._engine._settings["shapes"], *self._outputs}:
@@ -530,12 +554,12 @@ class IExecutionContext(Object):
         offset = trt.quirks.graph_offset if cuda.is_capturing else 0
 
         def work():
-            feed = {
-                name: np.frombuffer(
-                    cuda.read(addresses[name], 4 * int(np.prod(shape))), np.float32
-                ).reshape(shape)
-                for name, shape in shapes.items()
-            }
+            feed = {}
+            for name, shape in shapes.items():
+                kind = self._engine._dtype(name)
+                data = cuda.read(addresses[name], kind.itemsize * int(np.prod(shape)))
+                given = np.frombuffer(data, kind).reshape(shape)
+                feed[name] = given.astype(self._types[name], copy=False)
             found = dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
             found["logits"] = found["logits"] + np.float32(offset)
             ranges = {n: (addresses[n], addresses[n] + v.nbytes) for n, v in (feed | found).items()}

@@ -48,7 +48,7 @@ def test_every_command_has_help_and_stands_in_the_readme(name, command):
 
 
 def test_the_readmes_commands_run(tmp_path, exported, demo):
-    for folder in ("calibration", "models"):
+    for folder in ("calibration", "examples", "models"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "build").mkdir()
     (tmp_path / "build/kws12").symlink_to(exported)

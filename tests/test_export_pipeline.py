@@ -115,3 +115,18 @@ def test_a_plan_and_a_budget_are_one_too_many(cli, kws12_checkpoint, tmp_path):
     done = cli(*args, "--max-drop", 1)
     assert done.exit_code == 2
     assert "--plan says what is kept in float, --max-drop searches it; give one" in done.stderr
+
+
+def test_a_phrase_in_both_sets_is_refused(tmp_path):
+    from cnngru_edge.models.checkpoint import PRETRAINED
+
+    rows = [f"turn the light on in room {i},light_on,calib" for i in range(120)]
+    rows += [f"play song {i},play_music,eval" for i in range(4)]
+    rows.append("turn the light on in room 7,light_on,eval")
+    (tmp_path / "manifest.csv").write_text("\n".join(["text,label,set", *rows]))
+    corpus = read_corpus(tmp_path)
+    with pytest.raises(CorpusError, match="1 of 5 in the set 'eval' are in the calibration too"):
+        pipeline.export(
+            PRETRAINED / "intent.safetensors", corpus, tmp_path / "out", CalibrateConfig()
+        )
+    assert not (tmp_path / "out").exists()

@@ -91,6 +91,7 @@ def compared(*conditions, **changes):
         **{k: first[k] for k in ("mcnemar_p", "kappa", "agreement", "clips_needed")},
         "delta_ci95": first["delta_ci"],
         "margin": 0.5,
+        "sample_rate": 16_000,
         "reference": {"path": "model.fp32.onnx", "precision": "fp32", **ARTEFACT},
         "candidate": {"path": "model.int8.onnx", "precision": "int8", **ARTEFACT},
         "labels": LABELS,

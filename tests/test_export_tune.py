@@ -181,7 +181,7 @@ def test_tuning_loses_fewer_words_at_no_more_false_accepts(demo, exported):
     # Other voices gain too.
     scores = {}
     clips = [clip for clip in demo.of("eval") if clip.label not in {"silence", "unknown"}][:60]
-    _, samples, _ = load(clips, RATE)
+    _, samples, _ = load(clips, spec)
     streams = word_streams(
         samples,
         [clip.label for clip in clips],

@@ -12,8 +12,10 @@ from cnngru_edge.calibration.corpus import EVAL
 from cnngru_edge.runtime import trt_library
 from cnngru_edge.runtime.audio import read_audio
 from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.inputs import read_input
 from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import Stream, clip_logits
+from cnngru_edge.runtime.transcribe import clip_answer
 
 pytestmark = pytest.mark.gpu
 
@@ -102,6 +104,37 @@ def in_chunks(stream, audio, length):
     """Logits (T, C) of a long recording (S,) through a stream of one row."""
     pieces = [stream.push(audio[None, i : i + length])[0] for i in range(0, len(audio), length)]
     return np.concatenate(pieces)
+
+
+@pytest.mark.parametrize("name", ["intent", "digits"])
+def test_an_engine_of_a_whole_input_answers_as_the_float_model(name, library, target, tmp_path):
+    from cnngru_edge.calibration.collect import calibrate
+    from cnngru_edge.calibration.corpus import calibration_clips, demo_for, read_corpus
+    from cnngru_edge.calibration.ranges import CalibrateConfig
+    from cnngru_edge.export.engine import write_engine
+    from cnngru_edge.export.onnx_export import export_onnx
+    from cnngru_edge.export.quantize import quantize_onnx
+    from cnngru_edge.export.trt_builder import BuildConfig
+    from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
+    from cnngru_edge.runtime.cuda import Cuda
+
+    model = load_checkpoint(PRETRAINED / f"{name}.safetensors")
+    corpus = read_corpus(demo_for(model.spec))
+    export_onnx(model.for_export(), tmp_path / "float.onnx")
+    config = CalibrateConfig(min_clips=100)
+    sources = [clip.source for clip in calibration_clips(corpus, config.min_clips)]
+    ranges, _ = calibrate(tmp_path / "float.onnx", sources, config)
+    ranges.save(tmp_path / "ranges.json")
+    graph = tmp_path / "int8.onnx"
+    quantize_onnx(tmp_path / "float.onnx", tmp_path / "ranges.json", graph, target)
+    capabilities = (Cuda().gpu.capability,) if library == "tensorrt_rtx" else ()
+    config = BuildConfig(library, capabilities=capabilities)
+    write_engine(graph, tmp_path / "int8.engine", config, min_coverage=0)
+    given = [read_input(model.spec, clip.source) for clip in corpus.of(EVAL)]
+    with open_session(tmp_path / "float.onnx") as a, open_session(tmp_path / "int8.engine") as b:
+        answers = [[clip_answer(s.spec, clip_logits(s, one)) for one in given] for s in (a, b)]
+    same = sum(x == y for x, y in zip(*answers, strict=True))
+    assert same >= 0.95 * len(given)
 
 
 @pytest.mark.parametrize("form", ["clip", "chunk"])

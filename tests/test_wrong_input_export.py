@@ -56,7 +56,8 @@ BAD_CHECKPOINTS = {
         make_checkpoint_without_spec,
         re.escape(
             f"no model spec in the metadata (key '{METADATA_KEY}'); 'cnngru-edge train' and "
-            "cnngru_edge.models.checkpoint.save_checkpoint write it"
+            "cnngru_edge.models.checkpoint.save_checkpoint write it; a module of your own takes "
+            "--model and --spec"
         ),
     ),
     "half a spec": (make_checkpoint_of_half_a_spec, r"model spec: not JSON \(.+\)"),
@@ -67,7 +68,8 @@ BAD_CHECKPOINTS = {
     "pickle": (
         make_pickle,
         "a pickle, which can run code when loaded; save the weights with "
-        r"cnngru_edge\.models\.checkpoint\.save_checkpoint",
+        r"cnngru_edge\.models\.checkpoint\.save_checkpoint, or give the module that they are of "
+        "with --model and --spec",
     ),
     "cut": (make_cut_checkpoint, r"not a safetensors checkpoint \(.+\)"),
 }

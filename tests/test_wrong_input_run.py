@@ -267,7 +267,7 @@ WRONG_OPTIONS = {
     "share of nothing": (["--shadow", "0"], "0.0 is not in the range 0<x<=1."),
     "foreground": (
         ["--stream", "--reference", "a.onnx"],
-        "--stream takes one AUDIO, and --reference only with --shadow",
+        "--stream takes one FILE, and --reference only with --shadow",
     ),
 }
 
