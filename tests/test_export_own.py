@@ -1,5 +1,6 @@
 """Modules and ONNX files that are not ours, through the chain: traced, calibrated, in INT8."""
 
+import functools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -163,11 +164,13 @@ class Made:
     def reasons(self):
         return float_reasons(onnx_graph.load(self.float))
 
+    @functools.cache  # noqa: B019  # they live as long as the module's tests
     def logits(self, path):
         with open_session(path) as session:
             found = [clip_logits(session, read_input(session.spec, clip)) for clip in self.others]
         return np.concatenate(found)
 
+    @functools.cache  # noqa: B019
     def expected(self):
         """Of the module itself, in torch."""
         spec, found = self.model.spec, []
