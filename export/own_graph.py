@@ -106,7 +106,7 @@ def _traced(model: OwnModel) -> ir.Model:
         own = (value.name or "").removeprefix("module.")
         if own != value.name and own not in graph.graph.initializers:
             value.name = own
-    normalize(graph)
+    normalize(graph, of_samples=_takes_samples(model))
     written = {v.name: v for node in graph.graph for v in node.outputs}
     for name, value in written.items():
         own = (name or "").replace("/module/", "/", 1)
@@ -115,12 +115,17 @@ def _traced(model: OwnModel) -> ir.Model:
     return graph
 
 
+def _takes_samples(model: OwnModel) -> bool:
+    """Whether a module may begin with a front-end of its own."""
+    return isinstance(model.spec.input, AudioInput) and model.log_mel is None
+
+
 def _read(model: OnnxModel) -> ir.Model:
     """The graph of a file, its first output as logits."""
     path = model.module.path
     try:
         graph = ir.load(path)
-        normalize(graph)
+        normalize(graph, of_samples=_takes_samples(model))
     except ExportError as e:
         raise ExportError(f"{path}: {e}") from e
     (given,) = graph.graph.inputs
@@ -152,7 +157,9 @@ def _behind_features(model: OwnModel, body: ir.Model) -> ir.Model:
             node.name = f"{FRONTEND_NODES}layout{node.name}"
     before_module = first.graph.output[0].name
     try:
-        joined = onnx.compose.merge_models(first, second, io_map=[(before_module, given.name or "")])
+        joined = onnx.compose.merge_models(
+            first, second, io_map=[(before_module, given.name or "")]
+        )
     except ValueError as e:
         raise ExportError(f"features cannot be put before this graph ({e})") from e
     whole = ir.from_proto(joined)
