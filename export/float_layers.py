@@ -33,7 +33,7 @@ def float_reasons(model: ir.Model) -> dict[str, str]:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if (node.name or "").startswith(FRONTEND_NODES):
             if _is_of_foreign_front_end(node):
-                found[_layer(node)] = "a part of the front-end: float by design"
+                found[_layer_of_front_end(node)] = "a part of the front-end: float by design"
             continue
         reason = _reason(node, is_inside=node.graph is not model.graph)
         if reason is not None:
@@ -79,6 +79,12 @@ def _is_of_foreign_front_end(node: ir.Node) -> bool:
     if node.op_type not in _PRODUCTS or not (node.name or "").startswith(FOREIGN_FRONT_END):
         return False
     return any(value is not None and value.is_initializer() for value in node.inputs[:2])
+
+
+def _layer_of_front_end(node: ir.Node) -> str:
+    """By its module where there is one: the exporter's names of weights are made up."""
+    path = (node.name or "").removeprefix(FOREIGN_FRONT_END).split("/")[:-1]
+    return ".".join(path) or _layer(node)
 
 
 def _layer(node: ir.Node) -> str:

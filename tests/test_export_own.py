@@ -312,6 +312,31 @@ def test_an_rnn_stays_in_float_and_the_rest_is_in_int8(tmp_path, heard):
         assert lint(onnx_graph.load(chain.forms[target.name]), target) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "layout", "layers"),
+    [
+        (own_models.NamedLikeOurs, "NTM", {"log_mel_of_module", "fc"}),
+        (own_models.WaveformNamedLikeOurs, None, {"log_mel", "fc"}),
+        (own_models.LogarithmInside, None, {"conv1", "conv2", "fc"}),
+    ],
+)
+def test_no_layer_is_taken_for_a_part_of_our_front_end(tmp_path, heard, kind, layout, layers):
+    chain = Made(of_module(kind(), layout), tmp_path, heard, ["cpu"])
+    assert set(layers_in(chain.float)) == layers
+    receipt = onnxruntime_coverage(chain.forms["cpu"])
+    assert {layer.name: layer.precision for layer in receipt.layers} == dict.fromkeys(
+        layers, "int8"
+    )
+
+
+def test_a_front_end_of_its_own_stays_in_float_and_is_listed(tmp_path, heard):
+    module = own_models.Spectrogram().eval()
+    chain = Made(OwnModel(module, WholeSpec(LABELS, audio(None))), tmp_path, heard, ["cpu"])
+    reason = "a part of the front-end: float by design"
+    assert chain.reasons == {"fourier": reason, "mel": reason}
+    assert set(layers_in(chain.float)) == {"gru.weight_ih_l0", "gru.weight_hh_l0", "fc"}
+
+
 class Text(nn.Module):
     """Logits of each frame, time first, as nn.CTCLoss takes them."""
 
