@@ -22,7 +22,7 @@ from cnngru_edge.export.float_layers import float_reasons
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.lint import lint
 from cnngru_edge.export.own_onnx import OnnxModel, load_onnx
-from cnngru_edge.export.quantize import layers_in, quantize_onnx
+from cnngru_edge.export.quantize import layers_in, quantize_checked, quantize_onnx
 from cnngru_edge.export.targets import TARGETS, TENSORRT, TENSORRT_FP16
 from cnngru_edge.models.errors import ExportError, ParityError, SpecError
 from cnngru_edge.models.own import OwnModel, OwnSpec, check_runs
@@ -349,6 +349,37 @@ class Text(nn.Module):
     def forward(self, x):  # (N, M, T)
         x = torch.relu(self.conv(x)).permute(2, 0, 1)
         return torch.log_softmax(self.fc(self.gru(x)[0]), 2)
+
+
+class WithoutWeights(nn.Module):
+    def forward(self, x):  # (N, T, M)
+        return x.mean(1)[:, :12]
+
+
+def test_a_module_without_layers_is_not_quantized(tmp_path, heard):
+    model = OwnModel(WithoutWeights(), WholeSpec(LABELS, audio("NTM")))
+    with pytest.raises(ExportError, match=r"model\.fp32\.onnx: no layer of it can be in INT8$"):
+        Made(model, tmp_path, heard, ["cpu"])
+    with pytest.raises(ExportError, match=r"no layer of it can be in INT8$"):
+        quantize_checked(
+            tmp_path / FLOAT, tmp_path / "ranges.json", tmp_path / INT8, "cpu", None, 1.0
+        )
+
+
+def test_a_module_without_layers_for_int8_says_why(tmp_path, heard):
+    model = OwnModel(OnlyRnn(), WholeSpec(LABELS, audio("NTM")))
+    message = "no layer of it can be in INT8; rnn stays in float: RNN has no INT8 form here$"
+    with pytest.raises(ExportError, match=message):
+        Made(model, tmp_path, heard, ["cpu"])
+
+
+class OnlyRnn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.RNN(40, 12, batch_first=True)
+
+    def forward(self, x):  # (N, T, M)
+        return self.rnn(x)[0][:, -1]
 
 
 def test_a_module_that_writes_texts_goes_through(tmp_path, heard):
