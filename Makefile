@@ -9,16 +9,18 @@ VENV ?=
 CHECKPOINT ?= models/pretrained/kws12.safetensors
 DATA ?=
 TASK ?=
+README ?=
 OUT ?= build/$(basename $(notdir $(CHECKPOINT)))
 
 BIN := .venv/bin
 PACKAGES := calibration export models runtime
 
 .DEFAULT_GOAL := help
-.PHONY: help export test test-gpu lint types check fix dist clean
+.PHONY: help export zoo test test-gpu lint types check fix dist clean
 
 help:
 	@echo "make export   trace, calibrate, quantize and compare a model (CHECKPOINT, DATA, TASK, OUT)"
+	@echo "make zoo      a table of all models that come with the project (DATA, TASK, README)"
 	@echo "make test     run the tests;  make check: lint and types as well;  make fix: format"
 	@echo "make test-gpu run those that need a GPU and TensorRT;  VENV=--system-site-packages for apt's"
 	@echo "make dist     build the wheel;  make clean: remove what was built, .venv too"
@@ -26,6 +28,9 @@ help:
 # A plain `export:` would be make's own directive.
 $(or export): .venv/installed
 	$(BIN)/cnngru-edge export $(CHECKPOINT) --out $(OUT) $(if $(DATA),--data $(DATA)) $(if $(TASK),--task $(TASK))
+
+zoo: .venv/installed
+	$(BIN)/python benchmarks/zoo.py --data $(DATA) $(if $(TASK),--task $(TASK)) $(if $(README),--readme $(README))
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest

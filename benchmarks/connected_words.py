@@ -30,14 +30,8 @@ def strings_of(corpus: Corpus, set_name: str, words: tuple[int, int], seed: int)
     return connect(spoken, RATE, config, np.random.default_rng(seed))
 
 
-@click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True)
-@click.option("--task")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--seed", type=int, default=0)
-def main(data: Path, task: str | None, out: Path, seed: int) -> None:
-    """Write the strings of two sets."""
-    corpus = read_corpus(data, task)
+def write_strings(corpus: Corpus, out: Path, seed: int) -> int:
+    """Write the strings of two sets as a corpus; how many there are."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [("path", "set", "text", "speaker")]
     for set_name in (CALIB, EVAL):
@@ -48,7 +42,17 @@ def main(data: Path, task: str | None, out: Path, seed: int) -> None:
             rows.append((path, set_name, string.text, string.speaker))
     with (out / "manifest.csv").open("w", newline="", encoding="utf-8") as f:
         csv.writer(f).writerows(rows)
-    print(f"{len(rows) - 1} strings in {out}")
+    return len(rows) - 1
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--task")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--seed", type=int, default=0)
+def main(data: Path, task: str | None, out: Path, seed: int) -> None:
+    """Write the strings."""
+    print(f"{write_strings(read_corpus(data, task), out, seed)} strings in {out}")
 
 
 if __name__ == "__main__":

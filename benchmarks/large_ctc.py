@@ -50,12 +50,17 @@ CLIPS = 32  # for the ranges
 NAMES = ("INT8", "float")
 
 
-def write_models(folder: Path) -> None:
-    """The float graph and its INT8 chunk form."""
+def large_model() -> CnnGru:
+    """Random weights, and the features of a model that is trained."""
     torch.manual_seed(0)
     model = CnnGru(LARGE_SPEC).eval()
     trained = load_checkpoint(PRETRAINED / "kws12.safetensors")
     model.feature_mean, model.feature_std = trained.feature_mean, trained.feature_std
+    return model
+
+
+def write_models(model: CnnGru, folder: Path) -> None:
+    """The float graph and its INT8 chunk form."""
     export_onnx(model.for_export(), folder / FLOAT)
     clips = [clip.path for clip in spread(read_corpus(DEMO).of(CALIB), CLIPS)]
     calibrate(folder / FLOAT, clips, CalibrateConfig(min_clips=1))[0].save(folder / RANGES)
@@ -97,7 +102,7 @@ def main(rounds: int, steps: int) -> None:
     audio = np.concatenate([read_audio(path, rate).samples for path in clips])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_models(folder)
+        write_models(large_model(), folder)
         receipt = onnxruntime_coverage(folder / CHUNK)
         sizes = [(folder / name).stat().st_size for name in (CHUNK, FLOAT)]
         with open_session(folder / CHUNK) as int8, open_session(folder / FLOAT) as exact:
