@@ -30,7 +30,7 @@ $(or export): .venv/installed
 	$(BIN)/cnngru-edge export $(CHECKPOINT) --out $(OUT) $(if $(DATA),--data $(DATA)) $(if $(TASK),--task $(TASK))
 
 zoo: .venv/installed
-	$(BIN)/python benchmarks/zoo.py --data $(DATA) $(if $(TASK),--task $(TASK)) $(if $(README),--readme $(README))
+	$(BIN)/python benchmarks/zoo.py $(if $(DATA),--data $(DATA)) $(if $(TASK),--task $(TASK)) $(if $(README),--readme $(README))
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest

@@ -29,7 +29,7 @@ from cnngru_edge.export.compare import Comparison
 from cnngru_edge.export.evidence import versions
 from cnngru_edge.export.pipeline import Model, export
 from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.source import load_source
+from cnngru_edge.export.source import Source, load_source
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.checkpoint import PRETRAINED
 from cnngru_edge.models.spec import CTC, KWS, ModelSpec
@@ -222,11 +222,11 @@ def main(data: Path, task: str | None, readme: Path | None, rounds: int) -> None
     if readme:
         replaced(readme.read_text(encoding="utf-8"), "")  # before the long part
     torch.set_num_threads(1)
-    sources = [load_source(p, None, None, None, None) for p in PRETRAINED.glob("*.safetensors")]
+    sources = [load_source(Source(p)) for p in PRETRAINED.glob("*.safetensors")]
     sources.sort(key=lambda source: FAMILIES.index(source[0].spec.family))
     weights, spec = EXAMPLE.with_suffix(".pt"), EXAMPLE.with_suffix(".toml")
     module = f"{'.'.join(EXAMPLE.parts)}:KeywordCrnn"
-    sources.append(load_source(None, module, weights, None, spec))
+    sources.append(load_source(Source(module=module, weights=weights, spec=spec)))
     rows = [exported(model, name, data, task, rounds) for model, name, _ in sources]
     rows.append(large(rounds))
     made = f"{table(rows)}\n{origin(data, task, rounds)}\n"
