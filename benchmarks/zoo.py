@@ -138,7 +138,7 @@ def corpus_for(spec: Spec, data: Path, task: str | None) -> tuple[Corpus, str]:
 
 
 def in_turns(what: str, int8: Session, exact: Session, length: int | None, rounds: int) -> Speed:
-    """Both sessions, a short round each in turn, with so many samples at a time or a whole input."""
+    """Both sessions, a short round each in turn, with so many samples or a whole input."""
 
     def measured(session: Session) -> float:
         if length is None:
