@@ -42,10 +42,8 @@ OUT = Path("build/zoo")
 CHECKPOINTS = tuple(PRETRAINED.glob("*.safetensors"))
 FAMILIES = (KWS, CTC, TEXT, CRNN)  # in the order of the rows
 EXAMPLE = Source(
-    checkpoint=None,
     module="examples.keyword_crnn:KeywordCrnn",
     weights=Path("examples/keyword_crnn.pt"),
-    onnx=None,
     spec=Path("examples/keyword_crnn.toml"),
 )
 BEGIN, END = "<!-- zoo: written by make zoo -->", "<!-- /zoo -->"
@@ -145,7 +143,7 @@ def corpus_for(spec: Spec, data: Path, task: str | None) -> tuple[Corpus, str]:
 
 
 def in_turns(what: str, int8: Session, exact: Session, length: int | None) -> Speed:
-    """Rounds of both sessions, with so many samples at a time or a whole input."""
+    """Both sessions, a short round each in turn, with so many samples or a whole input."""
 
     def measured(session: Session) -> float:
         if length is None:
@@ -228,7 +226,7 @@ def main(data: Path, task: str | None, readme: Path | None) -> None:
     if readme:
         replaced(readme.read_text(encoding="utf-8"), "")  # before the long part
     torch.set_num_threads(1)
-    models = [load_source(Source(path, None, None, None, None)) for path in CHECKPOINTS]
+    models = [load_source(Source(path)) for path in CHECKPOINTS]
     models.sort(key=lambda found: FAMILIES.index(found[0].spec.family))
     models.append(load_source(EXAMPLE))
     rows = [exported(model, name, data, task) for model, name, _ in models]

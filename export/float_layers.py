@@ -3,6 +3,7 @@
 import onnx_ir as ir
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
+from cnngru_edge.export.front_end import FOREIGN_FRONT_END
 from cnngru_edge.export.integer import RECURRENT, layer_named, values_of, weight_of
 from cnngru_edge.export.onnx_graph import module_of
 from cnngru_edge.export.recurrent import LOWERED, reason_in_float
@@ -25,11 +26,14 @@ def float_reasons(model: ir.Model) -> dict[str, str]:
     """Of a float graph in normal form, before or after lowering: by layer, one line each.
 
     Named as receipts name them, what recurs by its module; a product without weights, which is no
-    layer of a receipt, by its node. The front-end, which is float by design, is not among them.
+    layer of a receipt, by its node. Our front-end, which is float by design, is not among them; of
+    one that was found in a graph all that has weights is.
     """
     found = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if (node.name or "").startswith(FRONTEND_NODES):
+            if _is_of_foreign_front_end(node):
+                found[_layer_of_front_end(node)] = "a part of the front-end: float by design"
             continue
         reason = _reason(node, is_inside=node.graph is not model.graph)
         if reason is not None:
@@ -68,6 +72,19 @@ def _reason(node: ir.Node, *, is_inside: bool) -> str | None:
         return "a product of two activations, without weights"
     rank = len(constants[0].shape or ())
     return f"its weight has {rank} dimensions, or is not where one is expected"
+
+
+def _is_of_foreign_front_end(node: ir.Node) -> bool:
+    """Whether a node has weights, and is of a front-end that was in the graph."""
+    if node.op_type not in _PRODUCTS or not (node.name or "").startswith(FOREIGN_FRONT_END):
+        return False
+    return any(value is not None and value.is_initializer() for value in node.inputs[:2])
+
+
+def _layer_of_front_end(node: ir.Node) -> str:
+    """By its module where there is one: the exporter's names of weights are made up."""
+    path = (node.name or "").removeprefix(FOREIGN_FRONT_END).split("/")[:-1]
+    return ".".join(path) or _layer(node)
 
 
 def _layer(node: ir.Node) -> str:

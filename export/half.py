@@ -1,10 +1,11 @@
 """FP16 for a strongly typed TensorRT: a type in the graph is the type in the engine."""
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
-from cnngru_edge.export.integer import free_name, named, values_of
+from cnngru_edge.export.integer import Floats, free_name, named, stored, values_of
 from cnngru_edge.export.targets import Target
 
 _KEPT_SINGLE = frozenset({"DFT", "Resize", "STFT", "Upsample"})
@@ -16,6 +17,10 @@ _AXES_AS_ATTRIBUTE = frozenset(
     for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 )
 _LARGEST = float(np.finfo(np.float16).max)
+_LEAST = float(np.finfo(np.float16).tiny)
+
+Halves = dict[tuple[ir.Graph, ir.Value], ir.Value]
+"""FP16 forms of initializers, by the graph that they are for."""
 
 
 def to_half(model: ir.Model, target: Target) -> None:
@@ -24,6 +29,7 @@ def to_half(model: ir.Model, target: Target) -> None:
     _raise_opset(model, target.max_opset)
     single = _single_precision(graph) | _kept_single(graph)
     casts: dict[ir.Value, ir.Value] = {}
+    halves: Halves = {}
     for node in list(graph):
         if node in single:
             continue
@@ -31,7 +37,7 @@ def to_half(model: ir.Model, target: Target) -> None:
             if value is None:
                 continue
             if value.is_initializer():
-                node.replace_input_with(index, _half_initializer(graph, value))
+                node.replace_input_with(index, _half_initializer(graph, value, halves))
             elif value.is_graph_input() or value.producer() in single:
                 if value.dtype not in {None, ir.DataType.FLOAT}:
                     continue
@@ -43,15 +49,16 @@ def to_half(model: ir.Model, target: Target) -> None:
         _result_to_half(node)
         for attribute in list(node.attributes.values()):
             if attribute.type == ir.AttributeType.GRAPH:
-                _body_to_half(attribute.as_graph())
+                _body_to_half(attribute.as_graph(), halves)
     for index, output in enumerate(graph.outputs):
         writer = output.producer()
         if writer is None or writer in single or output.dtype not in {None, ir.DataType.FLOAT}:
             continue
         tape = ir.tape.Tape(graph)
         whole = _cast(tape, output, ir.DataType.FLOAT)
+        half_name = free_name(tape, f"{output.name}_half")
         graph.insert_after(writer, tape.nodes)
-        whole.name, output.name = output.name, f"{output.name}_half"
+        whole.name, output.name = output.name, half_name
         whole.type, whole.shape = output.type, output.shape
         output.type = output.shape = None
         graph.outputs[index] = whole
@@ -74,14 +81,14 @@ def _single_precision(graph: ir.Graph) -> set[ir.Node]:
     return found
 
 
-def _body_to_half(body: ir.Graph) -> None:
+def _body_to_half(body: ir.Graph, halves: Halves) -> None:
     for value in (*body.inputs, *body.outputs):
         if value.dtype in {None, ir.DataType.FLOAT}:
             value.type = ir.TensorType(ir.DataType.FLOAT16)
     for node in body:
         for index, read in enumerate(node.inputs):
             if read is not None and read.is_initializer():
-                node.replace_input_with(index, _half_initializer(body, read))
+                node.replace_input_with(index, _half_initializer(body, read, halves))
         _result_to_half(node)
 
 
@@ -109,10 +116,9 @@ def _raise_opset(model: ir.Model, opset: int) -> None:
             axes = np.array(node.attributes["axes"].as_ints(), np.int64)
             tape = ir.tape.Tape(graph)
             name = free_name(tape, f"{node.outputs[0].name}_axes")
-            stored = tape.initializer(ir.tensor(axes), name=name)
             del node.attributes["axes"]
             node.resize_inputs(2)
-            node.replace_input_with(1, stored)
+            node.replace_input_with(1, stored(tape, name, axes))
         elif node.op_type == "Split" and len([v for v in node.inputs if v is not None]) == 1:
             node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
     model.graph.opset_imports[""] = opset
@@ -141,16 +147,29 @@ def _kept_single(graph: ir.Graph) -> set[ir.Node]:
     return found
 
 
-def _half_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value:
+def _half_initializer(graph: ir.Graph, value: ir.Value, halves: Halves) -> ir.Value:
     """The FP16 form of a float initializer; others as they are."""
     assert value.const_value is not None
     if value.const_value.dtype != ir.DataType.FLOAT:
         return value
-    name = f"{value.name}_half"
-    if name not in graph.initializers:
-        half = np.clip(values_of(value), -_LARGEST, _LARGEST).astype(np.float16)
-        graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(half)))
-    return graph.initializers[name]
+    if (graph, value) not in halves:
+        tape = ir.tape.Tape(graph)
+        name = free_name(tape, f"{value.name}_half")
+        halves[graph, value] = stored(tape, name, _rounded(values_of(value)))
+    return halves[graph, value]
+
+
+def _rounded(values: Floats) -> npt.NDArray[np.float16]:
+    """In FP16, saturated; what is small is raised to the smallest normal number, its sign kept.
+
+    What keeps a divisor from zero would be zero itself. In a matrix there is none of that, and what
+    rounds to zero in it is next to nothing.
+    """
+    limited = np.clip(values, -_LARGEST, _LARGEST)
+    if values.ndim < 2 or values.size == 1:
+        is_small = (limited != 0) & (np.abs(limited) < _LEAST)
+        limited = np.where(is_small, np.copysign(_LEAST, limited), limited)
+    return limited.astype(np.float16)
 
 
 def _cast(tape: ir.tape.Tape, value: ir.Value, dtype: ir.DataType) -> ir.Value:

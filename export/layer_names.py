@@ -34,8 +34,17 @@ def name_nodes(graph: ir.Graph) -> None:
                 name = f"/{module}/{node.op_type}"
         elif (scopes := _scopes(node)) and not name.startswith("/"):
             name = f"/{scopes}/{node.op_type}"
+        if not (node.name or "").startswith(FRONTEND_NODES):
+            name = outside_front_end(name)
         node.name = _free(name, taken)
         taken.add(node.name)
+
+
+def outside_front_end(name: str) -> str:
+    """The name of a node of somebody else, another one where it is as those of our front-end."""
+    if not name.startswith(FRONTEND_NODES):
+        return name
+    return f"{FRONTEND_NODES.rstrip('/')}_of_module/{name.removeprefix(FRONTEND_NODES)}"
 
 
 def name_weights(graph: ir.Graph) -> None:

@@ -16,15 +16,19 @@ _REWRITTEN = "_rewritten"
 _OTHER_FLOATS = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 
 
-def normalize(model: ir.Model) -> None:
+def normalize(model: ir.Model, *, of_samples: bool = True) -> None:
     """Bring a float graph to normal form, in place; it computes the same.
 
     Opset 17; constants are initializers; nothing is computed of constants alone; no Identity, no
     Dropout; a BatchNormalization is part of the layer before it where it can be; a linear layer is
     a MatMul with its weight on the right, and an Add of its bias; every node has a name, and
     weights are called `<module>.weight`; weights that are shared stay so; nodes of a front-end
-    have its prefix. Graphs of torch's
-    exporters, of tf2onnx and made by hand are taken; one in normal form stays as it is.
+    have its prefix. Graphs of torch's exporters, of tf2onnx and made by hand are taken; one in
+    normal form stays as it is.
+
+    Args:
+        model: a float graph.
+        of_samples: whether it may begin with a front-end, because it takes a waveform.
 
     Raises:
         ExportError: it is not in float32, it is quantized already, or its opset cannot be brought
@@ -45,7 +49,8 @@ def normalize(model: ir.Model) -> None:
     _infer_shapes(model)
     fold_batch_norms(model)
     name_nodes(model.graph)
-    mark_front_end(model)
+    if of_samples:
+        mark_front_end(model)
     name_weights(model.graph)
     name_nodes(model.graph)  # of two layers in one module, the second one's weight has another name
     drop_unused(model)

@@ -17,6 +17,7 @@ from torch.nn.utils import rnn
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export.frontend_constants import compute_frontend_constants
+from cnngru_edge.export.layer_names import outside_front_end
 from cnngru_edge.export.normal_form import normalize
 from cnngru_edge.export.onnx_trace import traced
 from cnngru_edge.export.own_onnx import OnnxModel
@@ -99,14 +100,14 @@ def _traced(model: OwnModel) -> ir.Model:
     except Exception as e:  # torch's exporter has no common base, and runs the owner's code
         raise not_traced(e) from e
     for node in graph.graph.all_nodes():
-        node.name = (node.name or "").replace("/module/", "/", 1)
+        node.name = outside_front_end((node.name or "").replace("/module/", "/", 1))
         if node.op_type in _RECURRENT and len(node.inputs) > 4 and node.inputs[4] is not None:
             node.replace_input_with(4, None)  # lengths: every clip is whole here
     for value in list(graph.graph.initializers.values()):
         own = (value.name or "").removeprefix("module.")
         if own != value.name and own not in graph.graph.initializers:
             value.name = own
-    normalize(graph)
+    normalize(graph, of_samples=_takes_samples(model))
     written = {v.name: v for node in graph.graph for v in node.outputs}
     for name, value in written.items():
         own = (name or "").replace("/module/", "/", 1)
@@ -115,12 +116,19 @@ def _traced(model: OwnModel) -> ir.Model:
     return graph
 
 
+def _takes_samples(model: OwnModel) -> bool:
+    """Whether a module may begin with a front-end of its own."""
+    return isinstance(model.spec.input, AudioInput) and model.log_mel is None
+
+
 def _read(model: OnnxModel) -> ir.Model:
     """The graph of a file, its first output as logits."""
     path = model.module.path
     try:
         graph = ir.load(path)
-        normalize(graph)
+        for node in graph.graph.all_nodes():
+            node.name = outside_front_end(node.name or "") or None
+        normalize(graph, of_samples=_takes_samples(model))
     except ExportError as e:
         raise ExportError(f"{path}: {e}") from e
     (given,) = graph.graph.inputs
@@ -151,6 +159,10 @@ def _behind_features(model: OwnModel, body: ir.Model) -> ir.Model:
     for node in first.graph.node:  # all of it is the front-end, the order of axes too
         if not node.name.startswith(FRONTEND_NODES):
             node.name = f"{FRONTEND_NODES}layout{node.name}"
+    taken = {node.name for node in first.graph.node}
+    for node in second.graph.node:
+        while node.name in taken:
+            node.name += "_of_module"
     before_module = first.graph.output[0].name
     try:
         joined = onnx.compose.merge_models(first, second, io_map=[(before_module, to_module)])

@@ -33,14 +33,15 @@ class Plan:
     log: tuple[Step, ...] = ()
 
     def share_int8(self, weights: Mapping[str, int], others: int = 0) -> float:
-        """Share of the weights that are to be in INT8.
+        """Share of the weights that are to be in INT8; 0 of none.
 
         Args:
             weights: of the layers of this plan.
             others: weights of layers that can only be in float.
         """
         kept = sum(weights[name] for name in self.kept_in_float) + others
-        return 1 - kept / (sum(weights.values()) + others)
+        total = sum(weights.values()) + others
+        return 1 - kept / total if total else 0.0
 
     def save(self, path: Path) -> None:
         """Write as JSON: a precision for each layer, and how the search got there."""

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from cnngru_edge.calibration.ranges import Range, Ranges
 from cnngru_edge.export import integer, lint, onnx_graph, quantize_cpu, quantize_tensorrt
 from cnngru_edge.export.cells import HIDDEN
-from cnngru_edge.export.float_layers import weights_in_float
+from cnngru_edge.export.float_layers import float_reasons, weights_in_float
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.integer import LAYOUT
 from cnngru_edge.export.plan import Plan
@@ -53,8 +53,8 @@ def quantize_onnx(
 
     Raises:
         CalibrationError: the ranges are of another graph.
-        ExportError: the source is not a float graph of ours, the plan is of another, or the result
-            breaks a rule of its target.
+        ExportError: the source is not a float graph of ours, has no layer that can be in INT8, the
+            plan is of another, or the result breaks a rule of its target.
     """
     model = onnx_graph.load(source)
     if model.metadata_props.get(PRECISION_KEY) != "fp32":
@@ -62,8 +62,12 @@ def quantize_onnx(
     sha256 = file_sha256(source)
     measured = Ranges.load(ranges, sha256)
     lower(model, target, frames)
+    layers = layers_of(model)
+    if not layers:
+        reasons = [f"; {name} stays in float: {why}" for name, why in float_reasons(model).items()]
+        raise ExportError(f"{source}: no layer of it can be in INT8{''.join(reasons[:1])}")
     if plan is not None:
-        plan.check(layers_of(model))
+        plan.check(layers)
     quantize_lowered(model, measured.tensors, target, plan.kept_in_float if plan else ())
     model.metadata_props.update({PRECISION_KEY: "int8", TARGET_KEY: target, SOURCE_KEY: sha256})
     if frames is None:

@@ -190,8 +190,12 @@ def _add_of_bias(node: ir.Node) -> ir.Node | None:
     readers = [use.node for use in node.outputs[0].uses()]
     if len(readers) != 1 or readers[0].op_type != "Add" or node.outputs[0].is_graph_output():
         return None
+    weight = node.inputs[1]
     biases = [v for v in readers[0].inputs if v is not None and v.is_initializer()]
-    return readers[0] if biases and values_of(biases[0]).ndim == 1 else None
+    assert weight is not None
+    # One number for all outputs, or more than there are outputs, is something else than a bias.
+    is_bias = bool(biases) and values_of(biases[0]).shape == values_of(weight).shape[1:]
+    return readers[0] if is_bias else None
 
 
 def _write(node: ir.Node, product: ir.Value) -> None:

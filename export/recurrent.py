@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from cnngru_edge.export.cells import HIDDEN, Builder, Cell, GruCell, LstmCell
-from cnngru_edge.export.integer import values_of
+from cnngru_edge.export.integer import LAYOUT, values_of
 from cnngru_edge.export.onnx_graph import drop_unused, module_of, replace_value
 
 LOWERED = {"GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
@@ -60,16 +60,12 @@ def reason_in_float(node: ir.Node) -> str | None:
     """Why a GRU or LSTM cannot be lowered, in one line; None if it can."""
     _, w, r, b, lengths, _, _, peepholes = [*node.inputs, *[None] * 8][:8]
     attributes = node.attributes
-    usual = LOWERED[node.op_type]
-    activations = attributes.get_strings("activations", ())
     unusual = {
         "sequence_lens": lengths is not None,
         "peepholes": peepholes is not None,
         "input_forget": attributes.get_int("input_forget", 0) != 0,
         "clip": "clip" in attributes,
-        "activations": any(
-            name != usual[i % len(usual)] for i, name in enumerate(activations or ())
-        ),
+        "activations": _has_other_activations(node),
         "direction": _direction(node) not in {"forward", "reverse", "bidirectional"},
         "W": w is None or w.const_value is None,
         "R": r is None or r.const_value is None,
@@ -77,12 +73,46 @@ def reason_in_float(node: ir.Node) -> str | None:
         "B": b is not None and b.const_value is None,
     }
     if not any(unusual.values()):
-        return None
+        start = node.inputs[5] if len(node.inputs) > 5 else None
+        if start is None or _is_within_one(start):
+            return None
+        return "its initial state may be beyond -1 to 1, between which hidden states are quantized"
     found = ", ".join(name for name, is_unusual in unusual.items() if is_unusual)
     return (
         f"this {node.op_type} cannot be lowered because of its {found}; supported are constant "
         "float32 weights, sigmoid and tanh, no clip and no sequence lengths"
     )
+
+
+def _has_other_activations(node: ir.Node) -> bool:
+    usual = LOWERED[node.op_type]
+    found = node.attributes.get_strings("activations", ()) or ()
+    return any(name != usual[i % len(usual)] for i, name in enumerate(found))
+
+
+def _is_within_one(value: ir.Value) -> bool:
+    """Whether no number of an initial state is beyond -1 to 1, as far as its graph tells."""
+    if HIDDEN in value.meta:
+        return True
+    if value.const_value is not None:
+        return bool((np.abs(values_of(value)) <= 1).all())
+    node = value.producer()
+    if node is None:  # a state that is carried from chunk to chunk, and none of what is heard
+        graph = value.graph
+        return value.is_graph_input() and graph is not None and len(graph.inputs) > 1
+    if node.domain or node.op_type in {"Sigmoid", "Softmax", "Tanh"}:
+        return not node.domain
+    if node.op_type in LOWERED:
+        start = node.inputs[5] if len(node.inputs) > 5 else None
+        is_state = value in node.outputs[:2] and not _has_other_activations(node)
+        return is_state and (start is None or _is_within_one(start))
+    if node.op_type == "ConstantOfShape":
+        filled = node.attributes.get_tensor("value") if "value" in node.attributes else None
+        return filled is None or bool((np.abs(filled.numpy()) <= 1).all())
+    if node.op_type == "Concat":
+        return all(part is not None and _is_within_one(part) for part in node.inputs)
+    moves = LAYOUT | {"Cast", "Expand", "Gather", "Identity", "Slice", "Split", "Tile"}
+    return node.op_type in moves and node.inputs[0] is not None and _is_within_one(node.inputs[0])
 
 
 def _direction(node: ir.Node) -> str:

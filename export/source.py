@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 class Source:
     """What was typed: a checkpoint of ours, or a module or a file that is not ours."""
 
-    checkpoint: Path | None
-    module: str | None
-    weights: Path | None
-    onnx: Path | None
-    spec: Path | None
+    checkpoint: Path | None = None
+    module: str | None = None
+    weights: Path | None = None
+    onnx: Path | None = None
+    spec: Path | None = None
 
 
 def source_options(command: Any) -> Any:

@@ -189,3 +189,63 @@ class NotTraceable(nn.Module):
         first = int(energy[0].argmax())
         out, _ = self.gru(x[:, first // 2 :])
         return self.fc(out[:, -1])
+
+
+class NamedLikeOurs(nn.Module):
+    """Layers that are called as our front-end is."""
+
+    def __init__(self, n_classes=12, n_mels=40):
+        super().__init__()
+        self.log_mel = nn.Linear(n_mels, 32)
+        self.fc = nn.Linear(32, n_classes)
+
+    def forward(self, x):  # (N, T, M)
+        return self.fc(torch.relu(self.log_mel(x)).mean(1))
+
+
+class WaveformNamedLikeOurs(nn.Module):
+    """The same, of the waveform."""
+
+    def __init__(self, n_classes=12):
+        super().__init__()
+        self.log_mel = nn.Conv1d(1, 32, 400, stride=160)
+        self.fc = nn.Linear(32, n_classes)
+
+    def forward(self, x):  # (N, 1, S)
+        return self.fc(torch.relu(self.log_mel(x)).mean(2))
+
+
+class LogarithmInside(nn.Module):
+    """Convolutions over the waveform, and a logarithm at their end."""
+
+    def __init__(self, n_classes=12):
+        super().__init__()
+        self.conv1 = nn.Conv1d(1, 32, 64, stride=32)
+        self.conv2 = nn.Conv1d(32, 64, 9, stride=4)
+        self.fc = nn.Linear(64, n_classes)
+
+    def forward(self, x):  # (N, 1, S)
+        x = nn.functional.relu6(self.conv2(nn.functional.relu6(self.conv1(x))))
+        return self.fc(torch.log(x.mean(2) + 0.1))
+
+
+class Spectrogram(nn.Module):
+    """A front-end of its own: a Fourier transform, filters and a logarithm before a GRU."""
+
+    def __init__(self, n_classes=12, n_mels=24):
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(256))
+        angle = torch.arange(256)[:, None] * torch.arange(129) * (2 * torch.pi / 256)
+        kernel = torch.cat([angle.cos(), angle.sin()], 1) * self.window[:, None]
+        self.fourier = nn.Conv1d(1, 258, 256, stride=128, bias=False)
+        self.fourier.weight.data = kernel.T[:, None].clone()
+        self.mel = nn.Linear(129, n_mels, bias=False)
+        self.mel.weight.data.uniform_(0, 0.1)
+        self.gru = nn.GRU(n_mels, 24, batch_first=True)
+        self.fc = nn.Linear(24, n_classes)
+
+    def forward(self, x):  # (N, 1, S)
+        real, imaginary = self.fourier(x).chunk(2, 1)
+        power = real.square() + imaginary.square()
+        x = torch.log(self.mel(power.transpose(1, 2)).clamp(min=1e-4))
+        return self.fc(self.gru(x)[0][:, -1])

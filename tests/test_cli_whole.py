@@ -143,12 +143,23 @@ def test_the_report_is_whole(exported_whole):
     assert {file["name"] for file in exported_whole.report["files"]} >= {FLOAT, INT8}
 
 
-def test_a_second_export_takes_what_was_a_streams_away(digits, tmp_path):
+@pytest.fixture
+def some_phrases(tmp_path):
+    """A part of the demo."""
+    lines = (DEMO_PHRASES / "manifest.csv").read_text().splitlines(keepends=True)
+    head, *rows = lines
+    (tmp_path / "phrases.csv").write_text(head + "".join(rows[::16]))
+    return tmp_path / "phrases.csv"
+
+
+def test_a_second_export_takes_what_was_a_streams_away(tmp_path, some_phrases):
+    out = tmp_path / "out"
+    out.mkdir()
     left = ["model.int8.chunk.onnx", "streaming.json", "golden.npz", "model.int8.chunk.engine"]
     for name in left:
-        (tmp_path / name).write_text("the old one")
-    (tmp_path / "mine.txt").write_text("mine")
-    out = export(tmp_path, PRETRAINED / "intent.safetensors", "--min-clips", 20).out
+        (out / name).write_text("the old one")
+    (out / "mine.txt").write_text("mine")
+    export(out, PRETRAINED / "intent.safetensors", "--data", some_phrases, "--min-clips", 20)
     assert {path.name for path in out.iterdir()} == {*WRITTEN, "mine.txt"}
 
 
@@ -412,12 +423,11 @@ def test_inspect_shows_what_a_model_takes(cli, exported_whole):
         assert cli("inspect", out.out / name, "--json").exit_code == 0
 
 
-def test_sensitivity_names_the_layers(cli, exported_whole):
-    out = exported_whole
-    result = cli("sensitivity", out.float, out.int8, "--json", "--clips", 4)
+def test_sensitivity_names_the_layers(cli, intent):
+    result = cli("sensitivity", intent.float, intent.int8, "--json", "--clips", 4)
     assert (result.exit_code, result.stderr) == (0, "")
     found = {layer["layer"] for layer in json.loads(result.stdout)["layers"]}
-    assert found == {layer["layer"] for layer in out.report["sensitivity"]["layers"]}
+    assert found == {layer["layer"] for layer in intent.report["sensitivity"]["layers"]}
 
 
 def test_what_is_audited_are_recordings(refused, intent):

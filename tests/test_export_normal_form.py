@@ -1,4 +1,5 @@
 import io
+import re
 import warnings
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
+from cnngru_edge.export.float_layers import float_reasons
 from cnngru_edge.export.normal_form import normalize
 from cnngru_edge.models.errors import ExportError
 
@@ -393,9 +395,42 @@ def test_a_front_end_is_named_as_one():
     assert "w.weight" in stored(found)
 
 
-def test_a_logarithm_after_a_network_makes_no_front_end():
-    text = """g (float[N,4] x) => (float[N,2] y) {
-        a = MatMul(x, w) b = Softmax(a) y = Log(b)
-    }"""
-    found = normalized(made(text, w=floats(4, 2)))
+NETWORKS = {
+    "softmax": "a = MatMul(x, w) b = Softmax(a) y = Log(b)",
+    "relu6": "a = MatMul(x, v) b = Clip(a, zero, six) c = MatMul(b, w) d = Add(c, one) y = Log(d)",
+    "selu": "a = MatMul(x, w) b = Selu(a) c = Mul(b, b) y = Log(c)",
+    "three in a row": "a = MatMul(x, v) b = MatMul(a, v) c = MatMul(b, w) d = Abs(c) y = Log(d)",
+    "bias": "a = MatMul(x, w) b = Add(a, bias) c = Abs(b) y = Log(c)",
+    "exponential": "a = MatMul(x, w) b = Exp(a) y = Log(b)",
+    "never squared": "a = MatMul(x, w) b = Add(a, one) y = Log(b)",
+    "no product": "a = Abs(x) y = Log(a)",
+    "clamped at zero": "a = MatMul(x, w) b = Mul(a, a) c = Clip(b, zero) y = Log(c)",
+}
+
+
+@pytest.mark.parametrize("body", NETWORKS.values(), ids=NETWORKS)
+def test_a_logarithm_after_a_network_makes_no_front_end(body):
+    text = f"g (float[N,4] x) => (float[N,P] y) {{ {body} }}"
+    numbers = {"zero": np.float32(0), "six": np.float32(6), "one": np.float32(1)}
+    matrices = {"w": floats(4, 2), "v": floats(4, 4), "bias": floats(2)}
+    used = {name: v for name, v in (numbers | matrices).items() if re.search(rf"\b{name}\b", body)}
+    found = normalized(made(text, **used))
     assert not any(node.name.startswith(FRONTEND_NODES) for node in found.graph.node)
+
+
+def test_convolutions_one_after_the_other_are_no_front_end():
+    text = """g (float[N,1,40] x) => (float[N,4,P] y) {
+        a = Conv <strides = [2]> (x, w) b = Mul(a, a) c = Conv(b, v) d = Mul(c, c) y = Log(d)
+    }"""
+    found = normalized(made(text, w=floats(4, 1, 8), v=floats(4, 4, 3)))
+    assert not any(node.name.startswith(FRONTEND_NODES) for node in found.graph.node)
+
+
+def test_a_graph_of_features_has_no_front_end():
+    text = "g (float[N,4] x) => (float[N,2] y) { a = MatMul(x, w) b = Abs(a) y = Log(b) }"
+    graph = ir.from_proto(made(text, w=floats(4, 2)))
+    normalize(graph, of_samples=False)
+    assert not any(node.name.startswith(FRONTEND_NODES) for node in graph.graph)
+    normalize(graph)
+    assert all(node.name.startswith(FRONTEND_NODES) for node in graph.graph)
+    assert float_reasons(graph) == {"w": "a part of the front-end: float by design"}

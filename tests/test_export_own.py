@@ -1,5 +1,6 @@
 """Modules and ONNX files that are not ours, through the chain: traced, calibrated, in INT8."""
 
+import functools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from cnngru_edge.export.float_layers import float_reasons
 from cnngru_edge.export.inspection import coverage
 from cnngru_edge.export.lint import lint
 from cnngru_edge.export.own_onnx import OnnxModel, load_onnx
-from cnngru_edge.export.quantize import layers_in, quantize_onnx
+from cnngru_edge.export.quantize import layers_in, quantize_checked, quantize_onnx
 from cnngru_edge.export.targets import TARGETS, TENSORRT, TENSORRT_FP16
 from cnngru_edge.models.errors import ExportError, ParityError, SpecError
 from cnngru_edge.models.own import OwnModel, OwnSpec
@@ -163,11 +164,13 @@ class Made:
     def reasons(self):
         return float_reasons(onnx_graph.load(self.float))
 
+    @functools.cache  # noqa: B019  # they live as long as the module's tests
     def logits(self, path):
         with open_session(path) as session:
             found = [clip_logits(session, read_input(session.spec, clip)) for clip in self.others]
         return np.concatenate(found)
 
+    @functools.cache  # noqa: B019
     def expected(self):
         """Of the module itself, in torch."""
         spec, found = self.model.spec, []
@@ -337,6 +340,31 @@ def test_an_rnn_stays_in_float_and_the_rest_is_in_int8(tmp_path, heard):
         assert lint(onnx_graph.load(chain.forms[target.name]), target) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "layout", "layers"),
+    [
+        (own_models.NamedLikeOurs, "NTM", {"log_mel_of_module", "fc"}),
+        (own_models.WaveformNamedLikeOurs, None, {"log_mel", "fc"}),
+        (own_models.LogarithmInside, None, {"conv1", "conv2", "fc"}),
+    ],
+)
+def test_no_layer_is_taken_for_a_part_of_our_front_end(tmp_path, heard, kind, layout, layers):
+    chain = Made(of_module(kind(), layout), tmp_path, heard, ["cpu"])
+    assert set(layers_in(chain.float)) == layers
+    receipt = onnxruntime_coverage(chain.forms["cpu"])
+    assert {layer.name: layer.precision for layer in receipt.layers} == dict.fromkeys(
+        layers, "int8"
+    )
+
+
+def test_a_front_end_of_its_own_stays_in_float_and_is_listed(tmp_path, heard):
+    module = own_models.Spectrogram().eval()
+    chain = Made(OwnModel(module, WholeSpec(LABELS, audio(None))), tmp_path, heard, ["cpu"])
+    reason = "a part of the front-end: float by design"
+    assert chain.reasons == {"fourier": reason, "mel": reason}
+    assert set(layers_in(chain.float)) == {"gru.weight_ih_l0", "gru.weight_hh_l0", "fc"}
+
+
 class Text(nn.Module):
     """Logits of each frame, time first, as nn.CTCLoss takes them."""
 
@@ -349,6 +377,37 @@ class Text(nn.Module):
     def forward(self, x):  # (N, M, T)
         x = torch.relu(self.conv(x)).permute(2, 0, 1)
         return torch.log_softmax(self.fc(self.gru(x)[0]), 2)
+
+
+class WithoutWeights(nn.Module):
+    def forward(self, x):  # (N, T, M)
+        return x.mean(1)[:, :12]
+
+
+def test_a_module_without_layers_is_not_quantized(tmp_path, heard):
+    model = OwnModel(WithoutWeights(), WholeSpec(LABELS, audio("NTM")))
+    with pytest.raises(ExportError, match=r"model\.fp32\.onnx: no layer of it can be in INT8$"):
+        Made(model, tmp_path, heard, ["cpu"])
+    with pytest.raises(ExportError, match=r"no layer of it can be in INT8$"):
+        quantize_checked(
+            tmp_path / FLOAT, tmp_path / "ranges.json", tmp_path / INT8, "cpu", None, 1.0
+        )
+
+
+def test_a_module_without_layers_for_int8_says_why(tmp_path, heard):
+    model = OwnModel(OnlyRnn(), WholeSpec(LABELS, audio("NTM")))
+    message = "no layer of it can be in INT8; rnn stays in float: RNN has no INT8 form here$"
+    with pytest.raises(ExportError, match=message):
+        Made(model, tmp_path, heard, ["cpu"])
+
+
+class OnlyRnn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.RNN(40, 12, batch_first=True)
+
+    def forward(self, x):  # (N, T, M)
+        return self.rnn(x)[0][:, -1]
 
 
 def test_a_module_that_writes_texts_goes_through(tmp_path, heard):

@@ -65,3 +65,4 @@ def test_a_plan_of_another_model_is_refused():
 def test_the_share_in_int8_is_of_weights():
     weights = {"convs.0.conv": 100, "grus.0.weight_hh_l0": 700, "head": 200}
     assert PLAN.share_int8(weights) == pytest.approx(0.8)
+    assert Plan(()).share_int8({}) == 0

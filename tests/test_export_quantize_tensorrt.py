@@ -307,6 +307,43 @@ def test_a_scale_that_half_precision_does_not_hold_is_raised():
     assert found["weight_int8"].tolist() == [[16, 127, 0], [-8, 0, 0]]
 
 
+SMALL_CONSTANTS = """
+<ir_version: 8, opset_import: ["" : 17]>
+ratio (float[N,2] x) => (float[N,2] y)
+<float[2,2] weight = {1, 1e-9, -1e-9, 1}, float little = {1e-8}, float[2] shift = {-1e-9, 0},
+ float little_half = {3}> {
+  a = MatMul(x, weight)
+  b = Abs(a)
+  c = Add(b, little)
+  d = Div(a, c)
+  e = Add(d, shift)
+  y = Mul(e, little_half)
+}
+"""
+
+
+def test_what_keeps_a_divisor_from_zero_is_not_zero_in_half_precision():
+    model = ir.from_proto(parser.parse_model(SMALL_CONSTANTS))
+    wide = Range(-1.0, 1.0, -1.0, 1.0, 0.0, 0.0, 0.0)
+    quantize_tensorrt.quantize(model, lambda value: wide, targets.TENSORRT_FP16, ["weight"])
+    made = {node.op_type: node for node in model.graph if node.op_type != "Add"}
+    first, second = (node for node in model.graph if node.op_type == "Add")
+    least = 2.0**-14
+    assert first.inputs[1].const_value.numpy() == least
+    assert second.inputs[1].const_value.numpy().tolist() == [-least, 0]
+    assert made["Mul"].inputs[1].const_value.numpy() == 3  # and not what little became
+    assert made["MatMul"].inputs[1].const_value.numpy().tolist() == [[1, 0], [0, 1]]
+    found = run(ir.to_proto(model), np.zeros((1, 2), np.float32))
+    np.testing.assert_allclose(found, [[-3 * least, 0]], rtol=1e-3)
+
+
+def run(model, x):
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {"x": x})[0]
+
+
 def calibrated(model, demo, folder):
     """A model's float graph and its ranges on a few clips."""
     source, ranges_path = folder / "float.onnx", folder / "ranges.json"

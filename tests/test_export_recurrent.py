@@ -446,3 +446,51 @@ def test_peepholes_are_left_as_they_are():
 def test_the_usual_activations_may_be_spelled_out():
     model = gru_model(activations=["Sigmoid", "Tanh"])
     assert_lowering_is_exact(model, SIZES, unrolled=False)
+
+
+FOUR = "float[1,1,4] {4.0, 0.5, 0.5, 0.5}"
+HALF = "float[1,1,4] {0.5, 0.5, -0.5, -1.0}"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "is_within_one"),
+    [
+        (f"a = Constant <value = {HALF}> ()", True),
+        (f"a = Constant <value = {FOUR}> ()", False),
+        (f"b = Constant <value = {FOUR}> () a = Tanh(b)", True),
+        (f"b = Constant <value = {FOUR}> () a = Expand(b, size)", False),
+        (f"b = Constant <value = {HALF}> () a = Expand(b, size)", True),
+        ("a = ConstantOfShape(size)", True),
+        ("a = ConstantOfShape <value = float[1] {4.0}> (size)", False),
+        ("b = ConstantOfShape(size) a = Neg(b)", False),
+        ("b = Slice(h0, zeros, size) a = Identity(b)", True),
+        ("b, a = GRU <hidden_size = 4> (x, w0, r0)", True),
+        (
+            f"c = Constant <value = {FOUR}> () b, a = GRU <hidden_size = 4> (x, w0, r0, , , c)",
+            False,
+        ),
+    ],
+)
+def test_a_state_that_may_be_beyond_what_hidden_states_are_is_not_lowered(nodes, is_within_one):
+    """Their range is never measured: it is -1 to 1."""
+    model = gru_model()
+    graph = f"g (float x) => (float y) {{ {nodes} }}"
+    model.graph.node[0].input[5] = "a"
+    for node in reversed(parser.parse_graph(graph).node):
+        model.graph.node.insert(0, node)
+    for name, values in {"size": [1, 2, 4], "zeros": [0, 0, 0]}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    found = lower_recurrent(ir.from_proto(model))
+    if is_within_one:
+        assert found == {}
+    else:
+        assert set(found.values()) == {
+            "its initial state may be beyond -1 to 1, between which hidden states are quantized"
+        }
+
+
+def test_what_the_only_input_starts_with_may_be_of_any_size():
+    model = gru_model()
+    del model.graph.input[1]
+    model.graph.node[0].input[5] = "x"
+    assert "its initial state may be beyond -1 to 1" in reasons(model)["rnn"]

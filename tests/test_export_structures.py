@@ -433,6 +433,24 @@ def test_a_graph_made_by_hand_is_in_int8(tmp_path):
     assert precisions == {"k": INT8, "W1": INT8, "W2": INT8}
 
 
+@pytest.mark.parametrize(("outputs", "numbers"), [(16, 1), (1, 16), (16, 16)])
+@pytest.mark.parametrize("rows", [8, 2**15], ids=["small", "large"])
+def test_what_is_added_is_a_bias_if_there_is_one_for_each_output(outputs, numbers, rows):
+    rng = np.random.default_rng(0)
+    text = f"g (float[2,{rows}] x) => (float[2,16] y) {{ p = MatMul(x, w) y = Add(p, b) }}"
+    model = helper.make_model(
+        parser.parse_graph(text), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    for name, shape in {"w": (rows, outputs), "b": (numbers,)}.items():
+        values = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    feed = {"x": rng.standard_normal((2, rows)).astype(np.float32)}
+    found = quantized(normal(onnx.load_from_string(model.SerializeToString())), feed)
+    assert sqnr(run(model, feed)["y"], run(found, feed)["y"]) > 25
+    has_add = "Add" in {node.op_type for node in found.graph.node}
+    assert has_add == (outputs != numbers)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_cannot_be_in_int8_does_not_stop_the_rest(target, tmp_path):
     torch.manual_seed(0)
