@@ -39,11 +39,18 @@ from cnngru_edge.runtime.inputs import example_input
 from cnngru_edge.runtime.session import Session, open_session
 
 OUT = Path("build/zoo")
-EXAMPLE = Path("examples/keyword_crnn")
+CHECKPOINTS = tuple(PRETRAINED.glob("*.safetensors"))
 FAMILIES = (KWS, CTC, TEXT, CRNN)  # in the order of the rows
+EXAMPLE = Source(
+    checkpoint=None,
+    module="examples.keyword_crnn:KeywordCrnn",
+    weights=Path("examples/keyword_crnn.pt"),
+    onnx=None,
+    spec=Path("examples/keyword_crnn.toml"),
+)
 BEGIN, END = "<!-- zoo: written by make zoo -->", "<!-- /zoo -->"
 CLIP_S = 1.0
-ROUND_S, WARM_UP_S = 0.1, 0.02
+ROUNDS, ROUND_S, WARM_UP_S = 25, 0.1, 0.02
 HEADERS = (
     "model",
     "family",
@@ -137,8 +144,8 @@ def corpus_for(spec: Spec, data: Path, task: str | None) -> tuple[Corpus, str]:
     return read_corpus(OUT / "connected"), f"strings joined from {source}"
 
 
-def in_turns(what: str, int8: Session, exact: Session, length: int | None, rounds: int) -> Speed:
-    """Both sessions, a short round each in turn, with so many samples or a whole input."""
+def in_turns(what: str, int8: Session, exact: Session, length: int | None) -> Speed:
+    """Rounds of both sessions, with so many samples at a time or a whole input."""
 
     def measured(session: Session) -> float:
         if length is None:
@@ -148,13 +155,13 @@ def in_turns(what: str, int8: Session, exact: Session, length: int | None, round
         return timing.host_ms.median
 
     took: tuple[list[float], list[float]] = ([], [])
-    for i in range(rounds):
+    for i in range(ROUNDS):
         for side in (i % 2, 1 - i % 2):
             took[side].append(measured((int8, exact)[side]))
     return Speed(what, median(took[0]), median(took[1]))
 
 
-def speeds(folder: Path, rounds: int) -> tuple[Speed, Speed | None]:
+def speeds(folder: Path) -> tuple[Speed, Speed | None]:
     """Of a whole input, and of a step of a stream where the model can be one."""
     with open_session(folder / INT8) as int8, open_session(folder / FLOAT) as exact:
         spec = exact.spec
@@ -163,23 +170,23 @@ def speeds(folder: Path, rounds: int) -> tuple[Speed, Speed | None]:
             what = f"{size} {'words' if isinstance(spec.input, TokenInput) else 'columns'}"
             if rate := sample_rate_of(spec):
                 what = f"{size / rate:g} s"
-            return in_turns(what, int8, exact, None, rounds), None
+            return in_turns(what, int8, exact, None), None
         chunk, rate = spec.chunk_length, spec.features.sample_rate
         length = round(CLIP_S * rate / chunk) * chunk
-        whole = in_turns(f"{length / rate:g} s", int8, exact, length, rounds)
+        whole = in_turns(f"{length / rate:g} s", int8, exact, length)
         with open_session(folder / CHUNK) as step:
-            return whole, in_turns(f"{1000 * chunk / rate:g} ms", step, exact, chunk, rounds)
+            return whole, in_turns(f"{1000 * chunk / rate:g} ms", step, exact, chunk)
 
 
-def row_of(name: str, model: Model, task: str, right: Right | None, rounds: int) -> Row:
+def row_of(name: str, model: Model, task: str, right: Right | None) -> Row:
     """A model whose artefacts lie in its folder."""
     exact, int8 = ((OUT / name / file).stat().st_size for file in (FLOAT, INT8))
     parameters = sum(p.numel() for p in model.parameters())
-    whole, step = speeds(OUT / name, rounds)
+    whole, step = speeds(OUT / name)
     return Row(name, model.spec.family, parameters, task, right, (exact, int8), whole, step)
 
 
-def exported(model: Model, name: str, data: Path, task: str | None, rounds: int) -> Row:
+def exported(model: Model, name: str, data: Path, task: str | None) -> Row:
     """Export a trained model, and measure it."""
     click.echo(f"{name} ...", err=True)
     spec = model.spec
@@ -187,27 +194,27 @@ def exported(model: Model, name: str, data: Path, task: str | None, rounds: int)
     comparison = export(model, corpus, OUT / name, CalibrateConfig(), name=name).comparisons[INT8]
     answers = "a text" if spec.writes_text else f"one of {len(spec.labels)} labels"
     said = f"{answers}; {comparison.clips:,} {examples}"
-    return row_of(name, model, said, shares_right(comparison, spec), rounds)
+    return row_of(name, model, said, shares_right(comparison, spec))
 
 
-def large(rounds: int) -> Row:
+def large() -> Row:
     """The untrained CTC model."""
     folder = OUT / "large_ctc"
     folder.mkdir(parents=True, exist_ok=True)
     model = large_model()
     write_models(model, folder)
     quantize_onnx(folder / FLOAT, folder / RANGES, folder / INT8)
-    return row_of(folder.name, model, "a text; not trained", None, rounds)
+    return row_of(folder.name, model, "a text; not trained", None)
 
 
-def origin(data: Path, task: str | None, rounds: int) -> str:
+def origin(data: Path, task: str | None) -> str:
     """By which command and on what the table was made."""
     given = "" if data.resolve() == DEMO else f" DATA=DIR{f' TASK={task}' if task else ''}"
     found = versions()
     cpu, _ = found.pop("cpu"), found.pop("platform")
     packages = ", ".join(f"{name} {version}" for name, version in found.items())
     return (
-        f"Made by `make zoo{given}` on one thread of {cpu}, medians of {rounds} rounds in which "
+        f"Made by `make zoo{given}` on one thread of {cpu}, medians of {ROUNDS} rounds in which "
         f"INT8 and float take turns; {packages}."
     )
 
@@ -216,20 +223,17 @@ def origin(data: Path, task: str | None, rounds: int) -> str:
 @click.option("--data", type=click.Path(path_type=Path), default=DEMO, help="Recordings.")
 @click.option("--task", help="Which task of a manifest.csv that lists several.")
 @click.option("--readme", type=click.Path(path_type=Path), help="Also write the table into it.")
-@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
-def main(data: Path, task: str | None, readme: Path | None, rounds: int) -> None:
+def main(data: Path, task: str | None, readme: Path | None) -> None:
     """Print the table."""
     if readme:
         replaced(readme.read_text(encoding="utf-8"), "")  # before the long part
     torch.set_num_threads(1)
-    sources = [load_source(Source(p)) for p in PRETRAINED.glob("*.safetensors")]
-    sources.sort(key=lambda source: FAMILIES.index(source[0].spec.family))
-    weights, spec = EXAMPLE.with_suffix(".pt"), EXAMPLE.with_suffix(".toml")
-    module = f"{'.'.join(EXAMPLE.parts)}:KeywordCrnn"
-    sources.append(load_source(Source(module=module, weights=weights, spec=spec)))
-    rows = [exported(model, name, data, task, rounds) for model, name, _ in sources]
-    rows.append(large(rounds))
-    made = f"{table(rows)}\n{origin(data, task, rounds)}\n"
+    models = [load_source(Source(path)) for path in CHECKPOINTS]
+    models.sort(key=lambda found: FAMILIES.index(found[0].spec.family))
+    models.append(load_source(EXAMPLE))
+    rows = [exported(model, name, data, task) for model, name, _ in models]
+    rows.append(large())
+    made = f"{table(rows)}\n{origin(data, task)}\n"
     print(made, end="")
     if readme:
         write_file(readme, replaced(readme.read_text(encoding="utf-8"), made).encode())
