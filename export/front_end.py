@@ -79,11 +79,12 @@ def _is_front_end(last: ir.Node, path: list[ir.Node]) -> bool:
         return False
     in_a_row: dict[ir.Node, int] = {}
     for node in path:
-        is_known = node.op_type in _ARITHMETIC | _PRODUCTS | _TRANSFORMS or _is_floor(node)
-        if node is not last and (node.domain or not is_known):
-            return False
         writers = (value.producer() for value in node.inputs if value is not None)
         before = max((in_a_row.get(writer, 0) for writer in writers if writer), default=0)
+        is_known = node.op_type in _ARITHMETIC | _PRODUCTS | _TRANSFORMS or _is_floor(node)
+        is_peak = node.op_type == "ReduceMax" and not before  # that samples are divided by
+        if node is not last and (node.domain or not (is_known or is_peak)):
+            return False
         if (count := _products(node, before)) is None or before + count > _MOST_PRODUCTS:
             return False
         in_a_row[node] = before + count
@@ -104,8 +105,8 @@ def _products(node: ir.Node, before: int) -> int | None:
         return None if _has_bias(node) else 0
     if node.op_type not in _PRODUCTS:
         return 0
-    weight = node.inputs[1]
-    if weight is None or weight.const_value is None:
+    weight = next((v for v in node.inputs[:2] if v is not None and v.const_value is not None), None)
+    if weight is None:
         return None
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = node.inputs[2].const_value

@@ -8,6 +8,7 @@ from onnx_ir.passes import common
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export.frontend_constants import compute_frontend_constants
+from cnngru_edge.export.layer_names import rename_initializer
 from cnngru_edge.export.onnx_graph import module_of, save
 from cnngru_edge.export.onnx_trace import traced
 from cnngru_edge.export.torchscript import example_inputs
@@ -109,12 +110,3 @@ def _leading_dimensions(part: ir.Value, data: ir.Value | None, position: int) ->
     assert end is not None
     assert end.const_value is not None
     return int(end.const_value.numpy().item()) - position
-
-
-def rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    """Give an initializer another name, unless another one has it."""
-    if name not in graph.initializers:
-        assert value.name is not None
-        del graph.initializers[value.name]
-        value.name = name
-        graph.initializers[name] = value

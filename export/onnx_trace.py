@@ -9,8 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-OPSET = 17
-"""What every TensorRT since 8.6 parses (its operator table)."""
+from cnngru_edge.export.opset import OPSET
 
 
 def traced(

@@ -2,9 +2,10 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FunctionType
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -62,7 +63,8 @@ class _Body(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of what the module takes."""
         (model,) = self._model
-        return model.logits_of(model.answered(x))
+        logits = model.logits_of(model.answered(x))
+        return logits if logits.dtype == torch.float32 else logits.float()
 
 
 class _Front(nn.Module):
@@ -183,13 +185,18 @@ def _call(graph: ir.Graph, value: ir.Value, name: str) -> None:
 
 def _vacate(graph: ir.Graph, name: str) -> None:
     """Give what has a name that we need another."""
-    for other in (
+    values = [
         *graph.inputs,
         *graph.initializers.values(),
         *(output for node in graph.all_nodes() for output in node.outputs),
-    ):
+    ]
+    taken = {value.name for value in values}
+    free = f"{name}_of_module"
+    while free in taken:
+        free += "_"
+    for other in values:
         if other.name == name:
-            other.name = f"{name}_of_module"
+            other.name = free
             return
 
 
@@ -209,6 +216,8 @@ def _write_logits(graph: ir.Graph, model: OwnModel, has_frames: bool) -> None:
     logits = graph.outputs[0]
     del graph.outputs[1:]
     tape = ir.tape.Tape(graph)
+    if logits.dtype not in {None, ir.DataType.FLOAT}:
+        logits = graph.outputs[0] = tape.op("Cast", [logits], {"to": ir.DataType.FLOAT})
     if not has_frames:
         axis = tape.initializer(ir.tensor(np.array([1], np.int64)), name="frame_axis")
         graph.outputs[0] = tape.op("Unsqueeze", [logits, axis])
@@ -222,26 +231,60 @@ def _write_logits(graph: ir.Graph, model: OwnModel, has_frames: bool) -> None:
     written.shape = ir.Shape([rows, frames, len(model.spec.labels)])
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """What stands for a packed sequence while a module is traced: every clip is whole here."""
+
+    x: Tensor
+    is_batch_first: bool
+    lengths: Any
+
+    def laid_out(self, is_batch_first: bool) -> Tensor:
+        """(N, T, ...) or (T, N, ...)."""
+        return self.x if is_batch_first == self.is_batch_first else self.x.transpose(0, 1)
+
+
+def _pack(x: Tensor, lengths: Any, batch_first: bool = False, *_: Any, **__: Any) -> _Packed:
+    return _Packed(x, batch_first, lengths)
+
+
+def _pad(packed: _Packed, batch_first: bool = False, *_: Any, **__: Any) -> tuple[Tensor, Any]:
+    return packed.laid_out(batch_first), packed.lengths
+
+
+def _of_packed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A recurrent layer's forward that takes what stands for a packed sequence, and gives it."""
+
+    def of_packed(layer: nn.RNNBase, x: Any, hx: Any = None) -> Any:
+        if not isinstance(x, _Packed):
+            return forward(layer, x, hx)
+        written, state = forward(layer, x.laid_out(layer.batch_first), hx)
+        return _Packed(written, layer.batch_first, x.lengths), state
+
+    return of_packed
+
+
 @contextmanager
 def _unpacked() -> Iterator[None]:
-    """While it lasts, sequences are packed by leaving them as they are: every clip is whole here.
+    """While it lasts, sequences are packed by leaving them as they are.
 
     Torch's exporter has no packed sequences. A name is replaced wherever a module has imported it.
     """
     instead: dict[Any, Any] = {
-        rnn.pack_padded_sequence: lambda x, *_, **__: x,
-        rnn.pad_packed_sequence: lambda x, *_, **__: (x, None),
+        rnn.pack_padded_sequence: _pack,
+        rnn.pad_packed_sequence: _pad,
     }
     found = [
         (module, name, value)
         for module in list(sys.modules.values())
+        if isinstance(module, ModuleType)
         for name, value in list(vars(module).items())
         if type(value) is FunctionType and value in instead  # no proxy, which would be asked
     ]
-    try:
+    with ExitStack() as stack:
+        for kind in (nn.GRU, nn.LSTM, nn.RNN):
+            stack.enter_context(patch.object(kind, "forward", _of_packed(kind.forward)))
         for module, name, value in found:
+            stack.callback(setattr, module, name, value)
             setattr(module, name, instead[value])
         yield
-    finally:
-        for module, name, value in found:
-            setattr(module, name, value)

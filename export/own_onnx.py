@@ -11,6 +11,7 @@ from cnngru_edge.models.errors import SpecError
 from cnngru_edge.models.own import OwnModel, OwnSpec
 from cnngru_edge.models.whole_spec import WholeSpec
 
+_ANSWERS = {"tensor(double)", "tensor(float)", "tensor(float16)"}
 _TYPES = {"tensor(float)", "tensor(int32)", "tensor(int64)"}
 
 
@@ -39,17 +40,25 @@ class OnnxModule(nn.Module):
                 "for tokens; export the model in float32"
             )
 
+        answer = self._session.get_outputs()[0]
+        if answer.type not in _ANSWERS:
+            kind = answer.type.removeprefix("tensor(").removesuffix(")")
+            raise SpecError(
+                f"{path}: its first output {answer.name} is {kind}, expected logits in float32"
+            )
+
     @property
     def takes_any_batch(self) -> bool:
         """Whether the first axis of its input is free."""
         return bool(self._input.shape) and not isinstance(self._input.shape[0], int)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Its first output."""
+        """Its first output, in float32."""
         given = x.numpy()
         if self._input.type == "tensor(int32)":
             given = given.astype(np.int32)
-        return torch.from_numpy(self._session.run(None, {self._input.name: given})[0])
+        answers = self._session.run(None, {self._input.name: given})
+        return torch.from_numpy(answers[0]).float()
 
 
 class OnnxModel(OwnModel):

@@ -69,8 +69,11 @@ def _quantize_convolution(tape: ir.tape.Tape, node: ir.Node, range_of: RangeOf) 
     affine = integer.unsigned_affine(range_of(written))
     clip = written.producer()
     if clip is not None and clip.op_type == "Clip" and _saturates(affine, clip):
-        written = node.outputs[0]
-        replace_value(clip.outputs[0], written)
+        clipped, written = written, node.outputs[0]
+        replace_value(clipped, written)
+        # Under its name, by which an INT8 graph is compared with the float one.
+        name, clipped.name = clipped.name, f"{clipped.name}_replaced"
+        written.name = name
     _replace(written, integer.quantized(tape, written, affine), affine, tape)
 
 

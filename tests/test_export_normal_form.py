@@ -395,7 +395,42 @@ def test_a_front_end_is_named_as_one():
     assert "w.weight" in stored(found)
 
 
+FRONT_ENDS = {
+    "of the STFT": """
+        peak = ReduceMax <keepdims = 1> (x) scaled = Div(x, peak)
+        f = STFT <onesided = 1> (scaled, step, window)
+        squares = Mul(f, f) power = ReduceSum <keepdims = 0> (squares, last)
+        mel = MatMul(power, filters) floor = Clip(mel, little) y = Log(floor)""",
+    "of matrices": """
+        p = Reshape(x, frames) f = MatMul(p, kernel) a = Abs(f) mel = MatMul(a, filters)
+        floor = Max(mel, little) y = Log(floor)""",
+    "filters on the left": """
+        p = Reshape(x, frames) f = MatMul(p, kernel) a = Pow(f, two)
+        turned = Transpose <perm = [0, 2, 1]> (a) mel = MatMul(batched, turned)
+        floor = Add(mel, little) y = Log(floor)""",
+}
+
+
+@pytest.mark.parametrize("body", FRONT_ENDS.values(), ids=FRONT_ENDS)
+def test_front_ends_of_several_kinds_are_found(body):
+    numbers = {
+        "step": np.array(4),
+        "window": np.abs(floats(8)),
+        "last": np.array([-1]),
+        "filters": np.abs(floats(5, 3)),
+        "batched": np.abs(floats(1, 3, 5)),
+        "little": np.float32(1e-4),
+        "two": np.float32(2),
+        "frames": np.array([0, 10, 4]),
+        "kernel": floats(4, 5),
+    }
+    used = {name: v for name, v in numbers.items() if re.search(rf"\b{name}\b", body)}
+    found = normalized(made(f"g (float[N,40] x) => (float[N,P,Q] y) {{ {body} }}", **used))
+    assert all(node.name.startswith(FRONTEND_NODES) for node in found.graph.node)
+
+
 NETWORKS = {
+    "peak": "a = MatMul(x, w) b = Abs(a) c = ReduceMax <keepdims = 1> (b) y = Log(c)",
     "softmax": "a = MatMul(x, w) b = Softmax(a) y = Log(b)",
     "relu6": "a = MatMul(x, v) b = Clip(a, zero, six) c = MatMul(b, w) d = Add(c, one) y = Log(d)",
     "selu": "a = MatMul(x, w) b = Selu(a) c = Mul(b, b) y = Log(c)",

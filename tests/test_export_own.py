@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -379,6 +380,34 @@ class Text(nn.Module):
         return torch.log_softmax(self.fc(self.gru(x)[0]), 2)
 
 
+class PackedOtherwise(nn.Module):
+    """Packed with the batch first, for a GRU and an LSTM whose time is first, and back."""
+
+    def __init__(self, n_classes=12):
+        super().__init__()
+        self.gru = nn.GRU(40, 24)
+        self.lstm = nn.LSTM(24, 16, batch_first=True)
+        self.fc = nn.Linear(16 + 24, n_classes)
+
+    def forward(self, x, lengths):  # (N, T, M), (N,)
+        x = own_models.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        x, h = self.gru(x)
+        x, _ = self.lstm(x)
+        x, lengths = own_models.pad_packed_sequence(x)
+        return self.fc(torch.cat([h[-1], x.sum(0) / lengths[:, None]], 1))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_packed_sequences_may_be_laid_out_otherwise(tmp_path, heard, monkeypatch):
+    monkeypatch.setitem(sys.modules, "not_to_be_imported", None)
+    model = of_module(PackedOtherwise(), "NTM")
+    forwards = nn.GRU.forward, nn.LSTM.forward
+    for parity in traced(model, tmp_path, heard):
+        assert parity.max_abs_error < 1e-4
+    assert (nn.GRU.forward, nn.LSTM.forward) == forwards
+    assert own_models.pack_padded_sequence is torch.nn.utils.rnn.pack_padded_sequence
+
+
 class WithoutWeights(nn.Module):
     def forward(self, x):  # (N, T, M)
         return x.mean(1)[:, :12]
@@ -711,6 +740,60 @@ def test_a_quantized_file_is_refused(tmp_path, heard):
 def test_names_of_ours_in_a_file_do_no_harm(tmp_path, heard, name):
     path = small_graph(tmp_path / "a.onnx", names={"y": name})
     traced(loaded(path, NMT.spec), tmp_path, heard)
+
+
+def token_graph(path):
+    """Whose inner values are called as our input and output are."""
+    weights = {"table": np.eye(9, 8, dtype=np.float32), "v": np.ones((8, 3), np.float32)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "ids"], ["tokens"]),
+            helper.make_node("ReduceMean", ["tokens"], ["logits"], axes=[1], keepdims=0),
+            helper.make_node("MatMul", ["logits", "v"], ["features"]),
+        ],
+        "small",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", "l"])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    opset = helper.make_opsetid("", 13)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    return path
+
+
+def test_names_of_ours_in_a_file_of_tokens_do_no_harm(tmp_path):
+    words = ("<padding>", "<unknown>", *"abcdefg")
+    spec = WholeSpec(("x", "y", "z"), TokenInput(words), why_whole="it is not ours")
+    model = loaded(token_graph(tmp_path / "a.onnx"), spec)
+    (parity,) = pipeline.trace(model, tmp_path / "out", [np.array([2, 3, 4])])
+    assert parity.max_abs_error < 1e-6
+    with open_session(tmp_path / "out" / FLOAT) as session:
+        assert [value.name for value in (*session.inputs, *session.outputs)] == ["tokens", "logits"]
+
+
+def with_last(path, kind):
+    """A small graph whose answer is cast to another type."""
+    model = onnx.load(small_graph(path))
+    (output,) = model.graph.output
+    model.graph.node.append(helper.make_node("Cast", [output.name], ["cast"], to=kind))
+    output.name, output.type.tensor_type.elem_type = "cast", kind
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.FLOAT16])
+def test_an_answer_of_other_floats_is_cast(tmp_path, heard, kind):
+    traced(loaded(with_last(tmp_path / "a.onnx", kind), NMT.spec), tmp_path, heard)
+    with open_session(tmp_path / "out" / FLOAT) as session:
+        assert (
+            session.run({"audio": np.zeros((1, 8_000), np.float32)})["logits"].dtype == np.float32
+        )
+
+
+def test_an_answer_of_integers_is_refused(tmp_path):
+    path = with_last(tmp_path / "a.onnx", TensorProto.INT64)
+    with pytest.raises(SpecError, match=r"first output cast is int64, expected logits in float32$"):
+        load_onnx(path, NMT)
 
 
 def test_a_file_is_never_written_to(tmp_path, heard):

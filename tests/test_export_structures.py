@@ -433,6 +433,26 @@ def test_a_graph_made_by_hand_is_in_int8(tmp_path):
     assert precisions == {"k": INT8, "W1": INT8, "W2": INT8}
 
 
+def test_what_a_clip_wrote_keeps_its_name():
+    """Where integers end as the Clip does, it is left out; the float graph has its tensor."""
+    text = """g (float[2,3,16] x) => (float[2,4,P] y) {
+        a = Conv(x, k) six = Clip(a, zero, most) y = Conv(six, v)
+    }"""
+    model = helper.make_model(
+        parser.parse_graph(text), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    rng = np.random.default_rng(0)
+    constants = {"k": rng.standard_normal((8, 3, 3)), "v": rng.standard_normal((4, 8, 3))}
+    for name, values in (constants | {"zero": np.array(0), "most": np.array(6)}).items():
+        tensor = numpy_helper.from_array(values.astype(np.float32), name)
+        model.graph.initializer.append(tensor)
+    feed = {"x": rng.standard_normal((2, 3, 16)).astype(np.float32)}
+    found = quantized(normal(onnx.load_from_string(model.SerializeToString())), feed)
+    assert "Clip" not in {node.op_type for node in found.graph.node}
+    assert "six_quantized" in {name for node in found.graph.node for name in node.output}
+    assert sqnr(run(model, feed)["y"], run(found, feed)["y"]) > 28
+
+
 @pytest.mark.parametrize(("outputs", "numbers"), [(16, 1), (1, 16), (16, 16)])
 @pytest.mark.parametrize("rows", [8, 2**15], ids=["small", "large"])
 def test_what_is_added_is_a_bias_if_there_is_one_for_each_output(outputs, numbers, rows):
