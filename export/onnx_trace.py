@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -10,6 +12,17 @@ import torch
 from torch import nn
 
 from cnngru_edge.export.opset import OPSET
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Something else in place of an attribute, while it lasts."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def traced(
@@ -29,9 +42,9 @@ def traced(
         free: for each name the axes that may have any length, and their letters.
     """
     buffer = io.BytesIO()
-    # What it cannot export it prints, the whole graph; the error says as much in a line.
-    torch._C._jit_set_onnx_log_enabled(False)
-    with warnings.catch_warnings():
+    # What it cannot export it prints as a whole graph; the error says as much in a line.
+    quiet = replaced(torch._C, "_jit_onnx_log", lambda *_: None)
+    with quiet, warnings.catch_warnings():
         # This exporter keeps nn.GRU as one GRU node at opset 17; the newer one does neither.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -20,7 +19,7 @@ from cnngru_edge.calibration.collect import FRONTEND_NODES
 from cnngru_edge.export.frontend_constants import compute_frontend_constants
 from cnngru_edge.export.layer_names import outside_front_end
 from cnngru_edge.export.normal_form import normalize
-from cnngru_edge.export.onnx_trace import traced
+from cnngru_edge.export.onnx_trace import replaced, traced
 from cnngru_edge.export.own_onnx import OnnxModel
 from cnngru_edge.export.torchscript import not_traced
 from cnngru_edge.models.errors import ExportError, SpecError
@@ -90,10 +89,8 @@ def _traced(model: OwnModel) -> ir.Model:
         free[_GIVEN][model.time_axis] = "L"
         if model.spec.writes_text:
             free["logits"][1] = "T"
-    # What it cannot export it prints as a whole graph; the error says as much in a line.
-    quiet = patch.object(torch._C, "_jit_onnx_log", lambda *_: None)
     try:
-        with _unpacked(), quiet, warnings.catch_warnings():
+        with _unpacked(), warnings.catch_warnings():
             # Whether the trace is right is seen when it answers as the module does.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             graph = traced(_Body(model), (example,), [_GIVEN], ["logits"], free)
@@ -283,8 +280,7 @@ def _unpacked() -> Iterator[None]:
     ]
     with ExitStack() as stack:
         for kind in (nn.GRU, nn.LSTM, nn.RNN):
-            stack.enter_context(patch.object(kind, "forward", _of_packed(kind.forward)))
+            stack.enter_context(replaced(kind, "forward", _of_packed(kind.forward)))
         for module, name, value in found:
-            stack.callback(setattr, module, name, value)
-            setattr(module, name, instead[value])
+            stack.enter_context(replaced(module, name, instead[value]))
         yield

@@ -39,7 +39,6 @@ class OnnxModule(nn.Module):
                 f"{path}: its input {self._input.name} is {kind}, expected float32, or integers "
                 "for tokens; export the model in float32"
             )
-
         answer = self._session.get_outputs()[0]
         if answer.type not in _ANSWERS:
             kind = answer.type.removeprefix("tensor(").removesuffix(")")

@@ -50,7 +50,7 @@ class WholeFeatures(FeatureSpec):
 
     def __post_init__(self) -> None:
         """Refuse features that cannot be computed."""
-        check_types("features", self)
+        _check_types("features", self)
         super().__post_init__()
         if self.log not in (NATURAL, DECIBELS):
             raise SpecError(f"features: log is {NATURAL} or {DECIBELS}, got {self.log!r}")
@@ -78,7 +78,7 @@ class AudioInput:
 
     def __post_init__(self) -> None:
         """Refuse what no clip fits."""
-        check_types("input", self)
+        _check_types("input", self)
         _check_sizes(self.sample_rate)
         _check_lengths(self.samples, self.least_samples)
         layouts = LAYOUTS if self.features is None else FEATURE_LAYOUTS
@@ -106,7 +106,7 @@ class TokenInput:
 
     def __post_init__(self) -> None:
         """Refuse a vocabulary that no phrase can be looked up in."""
-        check_types("input", self)
+        _check_types("input", self)
         _check_lengths(self.tokens, self.least_tokens)
         if not all(isinstance(word, str) for word in self.vocabulary):
             raise SpecError("vocabulary: need to be words, in quotes")
@@ -131,7 +131,7 @@ class ImageInput:
 
     def __post_init__(self) -> None:
         """Refuse what no image fits."""
-        check_types("input", self)
+        _check_types("input", self)
         _check_sizes(self.height)
         _check_lengths(self.width, self.least_width)
 
@@ -276,7 +276,7 @@ def _input(raw: Mapping[str, Any]) -> Input:
     return found
 
 
-def check_types(name: str, spec: Any) -> None:
+def _check_types(name: str, spec: Any) -> None:
     """Refuse a field of a dataclass that is not of its type: TOML and JSON may hold anything."""
     for one in fields(spec):
         value = getattr(spec, one.name)
@@ -284,8 +284,7 @@ def check_types(name: str, spec: Any) -> None:
         is_plain = {int, float, bool, str} >= set(kinds) - {NoneType}
         if not is_plain or (value is None and NoneType in kinds):
             continue
-        kind = int if type(value) is int and float in kinds else type(value)
-        if kind not in kinds and not (kind is int and float in kinds):
+        if type(value) not in kinds and not (type(value) is int and float in kinds):
             wanted = " or ".join(k.__name__ for k in kinds if k is not NoneType)
             raise SpecError(f"{name}: {one.name} is of type {wanted}, got {value!r}")
         if isinstance(value, float) and not math.isfinite(value):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,9 +51,7 @@ class Recognition:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        fields = asdict(self)
-        del fields["notes"]
-        return json.dumps(fields | (fields.pop("check") or {}))
+        return _json(asdict(self))
 
     def to_line(self, path_width: int) -> str:
         """One line for people."""
@@ -92,9 +90,7 @@ class Transcription:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        fields = asdict(self)
-        del fields["notes"]
-        return json.dumps(fields | (fields.pop("check") or {}))
+        return _json(asdict(self))
 
     def to_line(self, path_width: int) -> str:
         """One line for people."""
@@ -174,6 +170,12 @@ def recognize(
         check=check,
         notes=notes,
     )
+
+
+def _json(fields: dict[str, Any]) -> str:
+    """What was found and, if it was checked, how that went; notes are for people."""
+    del fields["notes"]
+    return json.dumps(fields | (fields.pop("check") or {}))
 
 
 def _within(words: Sequence[Word], duration_s: float | None) -> tuple[Word, ...]:
