@@ -33,12 +33,14 @@ def audit(data: Path, task: str | None, graph: Path | None, min_clips: int, as_j
     from cnngru_edge.calibration.audit import audit as run_audit
     from cnngru_edge.calibration.audit import print_audit, with_scales
     from cnngru_edge.calibration.corpus import EVAL, calibration_clips, find_recordings
-    from cnngru_edge.models.errors import SpecError
+    from cnngru_edge.models.errors import CorpusError, SpecError
     from cnngru_edge.models.spec import FeatureSpec
     from cnngru_edge.models.whole_spec import sample_rate_of
     from cnngru_edge.runtime.session import open_session
 
     corpus = find_recordings(data, task)
+    if any(clip.is_phrase for clip in corpus.clips):
+        raise CorpusError(f"{corpus.root}: phrases; recordings are what is audited")
     clips = calibration_clips(corpus, min_clips)
     rate = FeatureSpec.sample_rate
     if graph:

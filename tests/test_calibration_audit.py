@@ -7,7 +7,7 @@ import soxr
 from conftest import UNREADABLE, make_noise
 
 from cnngru_edge.calibration.audit import Audit, audit, with_scales
-from cnngru_edge.calibration.corpus import Clip, Corpus, find_recordings, read_corpus
+from cnngru_edge.calibration.corpus import DEMO_PHRASES, Clip, Corpus, find_recordings, read_corpus
 from cnngru_edge.calibration.findings import Finding
 from cnngru_edge.calibration.ranges import Range, Ranges, Subset
 from cnngru_edge.models.errors import CorpusError
@@ -363,3 +363,9 @@ def test_what_cannot_be_audited_is_one_line(refused, demo, tmp_path, monkeypatch
     make_noise(tmp_path / "noise.onnx")
     monkeypatch.chdir(tmp_path)
     assert re.fullmatch(message, refused("audit", *[demo.root if a == "DEMO" else a for a in args]))
+
+
+def test_phrases_are_not_audited(cli):
+    done = cli("audit", DEMO_PHRASES)
+    assert done.exit_code == 1
+    assert done.stderr == f"Error: {DEMO_PHRASES}: phrases; recordings are what is audited\n"
