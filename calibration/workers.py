@@ -5,11 +5,10 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread, current_thread, main_thread
+from threading import Thread
 from typing import TypeVar
 
 from cnngru_edge.models.errors import SessionError
@@ -54,22 +53,7 @@ def in_order(
             "a worker ended before its work, as it does when memory is short; take fewer --workers"
         ) from e
     finally:
-        with _stops_ignored():
-            pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _stops_ignored() -> Iterator[None]:
-    """A second stop must not keep the workers from being ended: nobody else would end them."""
-    if current_thread() is not main_thread():  # only that one is stopped
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _STOPS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        pool.shutdown(cancel_futures=True)
 
 
 _worker_session: Session

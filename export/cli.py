@@ -9,6 +9,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -64,13 +65,29 @@ class Group(click.Group):
         return list(self.commands)
 
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """A kill cleans up as Ctrl-C does, so that nothing half-written stays behind.
+
+    A second stop would interrupt the cleaning, and might leave a lock taken that it waits for.
+    """
+    for stop in _STOPS:
+        signal.signal(stop, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
 @click.group(cls=Group, context_settings={"show_default": True})
 @click.version_option(package_name="cnngru-edge")
 def main() -> None:
     """Take a trained CNN-GRU speech model to an edge device: trace, calibrate, quantize, run."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # it needs no more
-    # So that a kill cleans up as Ctrl-C does: nothing half-written stays behind.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for number in _STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a shell script
+            signal.signal(number, _stop)
 
 
 main.add_command(demo)

@@ -190,7 +190,7 @@ def cli(tmp_path, monkeypatch, capfd):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    on_kill = signal.getsignal(signal.SIGTERM)
+    before = {stop: signal.getsignal(stop) for stop in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*args):
         capfd.readouterr()
@@ -201,7 +201,8 @@ def cli(tmp_path, monkeypatch, capfd):
         return Outcome(result.exit_code, result.stdout, result.stderr)
 
     yield run
-    signal.signal(signal.SIGTERM, on_kill)
+    for stop, handler in before.items():
+        signal.signal(stop, handler)
 
 
 @pytest.fixture
