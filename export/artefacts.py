@@ -30,10 +30,13 @@ INT8_FORMS = {
     "model.int8.tensorrt-fp16.chunk.onnx": (TENSORRT_FP16.name, False),
 }
 ENGINES = {
-    "model.int8.chunk.engine": "tensorrt",
-    "model.int8.chunk.rtx.engine": "tensorrt_rtx",
+    # file: the library that builds it, where it can here, and whether it is the clip form
+    "model.int8.chunk.engine": ("tensorrt", False),
+    "model.int8.chunk.rtx.engine": ("tensorrt_rtx", False),
+    "model.int8.clip.engine": ("tensorrt", True),
+    "model.int8.clip.rtx.engine": ("tensorrt_rtx", True),
 }
-"""Engines for streaming, and the library that builds each, where it can here."""
+"""Of a model that can be a stream the chunk form is built, of another the clip form."""
 COVERAGE = "coverage.json"
 RANGES = "ranges.json"
 PLAN = "plan.json"

@@ -1,6 +1,7 @@
 """The whole chain from a checkpoint to checked artefacts, written all together or not at all."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ from cnngru_edge.models.own import OwnModel
 from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.models.whole import WholeModel
-from cnngru_edge.models.whole_spec import Spec, sample_rate_of
+from cnngru_edge.models.whole_spec import OWN, Spec, WholeSpec, sample_rate_of
 from cnngru_edge.runtime.golden import GOLDEN, write_golden
 from cnngru_edge.runtime.inputs import read_input, source_sha256
 from cnngru_edge.runtime.session import Array
@@ -219,7 +220,7 @@ def export(
                 f"{n} stays in float: {why}" for n, why in float_reasons(graph).items()
             ]
             planned = report.plan.share_int8(layers, weights_in_float(graph))
-            report.coverages = _receipts(report, stage, min_coverage * planned)
+            report.coverages = _receipts(report, stage, spec, min_coverage * planned)
             progress("build", 1, 1)
         with _timed(report, "compare"):
             _compare(report, stage, spec, corpus, evaluation, margin, config.workers, progress)
@@ -237,8 +238,8 @@ def export(
             )
             forms = [stage / form for form in report.clip_forms]
             try:
-                if is_stream:
-                    write_golden(stage / GOLDEN, stage / FLOAT, forms, [c.path for c in evaluation])
+                sources = [clip.source for clip in evaluation]
+                write_golden(stage / GOLDEN, stage / FLOAT, forms, sources)
             except CorpusError as e:
                 report.notes.append(f"no {GOLDEN}: {e}")
             has_golden = (stage / GOLDEN).exists()
@@ -376,16 +377,21 @@ def _stream(
             )
 
 
-def _receipts(report: ExportReport, stage: Path, min_coverage: float) -> dict[str, Coverage]:
+def _receipts(
+    report: ExportReport, stage: Path, spec: Spec, min_coverage: float
+) -> dict[str, Coverage]:
     """What each INT8 artefact computes in, checked; builds the engines where that is possible.
 
     An engine of TensorRT is for the GPU of this host, which may not be what it is exported for: one
-    that does not build is noted, and fails nothing.
+    that does not build is noted, and fails nothing. Nor does a module that is not ours, whose
+    operators TensorRT may not have: it still runs on a CPU.
     """
     receipts = {}
-    for name, library in ENGINES.items():
-        if CHUNK in report.forms and can_build(library):
-            source = f"model.int8.{target_of(library)}.chunk.onnx"
+    is_whole, is_own = isinstance(spec, WholeSpec), spec.family == OWN
+    for name, (library, is_clip) in ENGINES.items():
+        if is_clip == is_whole and can_build(library):
+            form = "clip" if is_clip else "chunk"
+            source = f"model.int8.{target_of(library)}.{form}.onnx"
             is_host = library == "tensorrt"
             try:
                 manifest, more = write_engine(
@@ -395,18 +401,30 @@ def _receipts(report: ExportReport, stage: Path, min_coverage: float) -> dict[st
                     min_coverage=min_coverage if is_host else 0,
                 )
             except ExportError as e:
-                if not is_host:
+                if not is_host and not is_own:
                     raise
-                report.notes.append(f"no {name}: {e}")
+                report.notes.append(f"no {name}: {_in(stage, e)}")
                 continue
             report.notes += more
             receipts[name] = receipts[source] = manifest.coverage
     for name, (target, _) in report.forms.items():
-        if name not in receipts and (found := coverage(stage / name, target)):
+        try:
+            found = None if name in receipts else coverage(stage / name, target)
+        except ExportError as e:
+            if target == CPU or not is_own:
+                raise
+            report.notes.append(f"not proven: {_in(stage, e)}")
+            continue
+        if found:
             receipts[name] = found
     for name, receipt in receipts.items():
         receipt.check(name, min_coverage)
     return receipts
+
+
+def _in(stage: Path, error: ExportError) -> str:
+    """What an error says, without the folder that is gone when it is read."""
+    return str(error).replace(f"{stage}{os.sep}", "")
 
 
 def parity_clips(clips: Iterable[Clip], spec: Spec) -> list[Array]:

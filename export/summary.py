@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from cnngru_edge.export.artefacts import (
-    CHUNK,
     ENGINES,
     FLOAT,
     INT8,
@@ -18,6 +17,7 @@ from cnngru_edge.export.artefacts import (
 from cnngru_edge.export.compare import Comparison, interval_text
 from cnngru_edge.export.error_rate import ErrorRates
 from cnngru_edge.export.streaming import CANDIDATE, CARRIED, REFERENCE, Row, StreamingComparison
+from cnngru_edge.export.trt_builder import can_build
 from cnngru_edge.models.spec import CTC
 from cnngru_edge.runtime.agreement import sqnr_text
 
@@ -57,7 +57,7 @@ def print_summary(report: ExportReport, console: Console) -> None:
         console.print(
             f"{name} as a stream: {_stream_line(streaming)}", highlight=False, soft_wrap=True
         )
-    if not built and CHUNK in report.forms:
+    if not any(can_build(library) for library, _ in ENGINES.values()):
         console.print(
             "no engine, and no proof that the TensorRT graphs are INT8: no builder for them here "
             "(pip install 'cnngru-edge[tensorrt-rtx]' needs no GPU; 'cnngru-edge build' on the "

@@ -218,7 +218,7 @@ class _Build:
         # ONNX Runtime computes the front-end's matrices once; TensorRT would at each step.
         folded = onnx_graph.fold_frontend(onnx_graph.load(self.graph))
         if not parser.parse(ir.to_proto(folded).SerializeToString()):
-            errors = [str(parser.get_error(i).desc()) for i in range(parser.num_errors)]
+            errors = [_refusal(parser.get_error(i)) for i in range(parser.num_errors)]
             reason = trt_library.explain([("ERROR", "; ".join(errors))])
             raise ExportError(f"{self.graph}: {self.name} does not parse it: {reason}")
         settings = builder.create_builder_config()
@@ -468,3 +468,13 @@ def _monitor(trt: Any, settings: Any, progress: Progress, is_stopped: Callable[[
     monitor = Monitor()
     settings.progress_monitor = monitor
     return monitor
+
+
+def _refusal(error: Any) -> str:
+    """What a parser says, and from TensorRT 10 on, of which node: it may be just `false`."""
+    said = str(error.desc())
+    operator = getattr(error, "node_operator", str)()
+    if not operator:
+        return said
+    code = str(error.code()).rpartition(".")[2].lower().replace("_", " ")
+    return f"{operator} {error.node_name()}: {code}, {said}"

@@ -1,9 +1,10 @@
 """A few clips and what the float model says to them, beside the artefacts: a device tests itself.
 
-`golden.npz` holds, of N clips: `audio` int16 (all clips in a row), `lengths` (N,) in samples,
-`names` (N,), `labels` (N,) or texts that the float model gives, `logits` float32 (all frames in a
-row, C); and `format`, `spec` (JSON), `sha256` (of the float graph), `sqnr_db` (the lowest of the
-INT8 forms over all clips, when they were exported).
+A clip here may be a phrase or an image too. `golden.npz` holds, of N clips: `given` (all of them in
+a row: samples int16, token ids int32 or pixels uint8) and `lengths` (N,), `names` (N,), `labels`
+(N,) or texts that the float model gives, `logits` float32 (all frames in a row, C) and `frames`
+(N,); and `format`, `spec` (JSON), `sha256` (of the float graph), `sqnr_db` (the lowest of the INT8
+forms over all clips, when they were exported).
 """
 
 import io
@@ -22,21 +23,28 @@ import numpy as np
 import numpy.typing as npt
 
 from cnngru_edge.models.atomic import file_sha256, write_file
-from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
-from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.models.whole_spec import streamable
+from cnngru_edge.models.errors import CorpusError, InputError, SessionError
+from cnngru_edge.models.whole_spec import (
+    ImageInput,
+    Spec,
+    TokenInput,
+    WholeSpec,
+    fixed_length_of,
+    read_spec,
+    sample_rate_of,
+)
 from cnngru_edge.runtime.agreement import power, sqnr_db
-from cnngru_edge.runtime.audio import Samples, read_audio
-from cnngru_edge.runtime.session import SOURCE_KEY, Array, Session, open_session
-from cnngru_edge.runtime.stream import clip_logits, flushed
+from cnngru_edge.runtime.inputs import Source, check_tokens, read_input
+from cnngru_edge.runtime.session import CLIP_SAMPLES_KEY, SOURCE_KEY, Array, Session, open_session
+from cnngru_edge.runtime.stream import clip_logits
 from cnngru_edge.runtime.transcribe import clip_answer, clip_lead
 
 GOLDEN = "golden.npz"
 
-_FORMAT = 1
+_FORMAT = 2
 _CLIPS = 16
 _CANDIDATES = 96  # that the float model hears to find them
-_LONGEST_S = 3.0  # of a clip: what is behind it is left out
+_LONGEST_S = 3.0  # of a recording: what is behind it is left out
 _CLEAR = 0.5  # by which the best probability leads: no rounding changes the label
 _ROUNDING_DB = 3.0
 """What another builder's rounding may cost. An engine rounds at other places than the graph that it
@@ -47,11 +55,12 @@ _ARRAYS: dict[str, tuple[type, int]] = {  # type and dimensions
     "spec": (np.str_, 0),
     "sha256": (np.str_, 0),
     "sqnr_db": (np.float64, 0),
-    "audio": (np.int16, 1),
+    "given": (np.integer, 1),
     "lengths": (np.int64, 1),
     "names": (np.str_, 1),
     "labels": (np.str_, 1),
     "logits": (np.float32, 2),
+    "frames": (np.int64, 1),
 }
 
 
@@ -60,16 +69,16 @@ class GoldenClip:
     """A clip, and the float model's answer."""
 
     name: str
-    audio: npt.NDArray[np.int16]  # (S,)
+    given: npt.NDArray[Any]  # samples (S,) int16, token ids (L,) int32, or an image (H * W,) uint8
     label: str
-    logits: Array  # (T, C), of the clip flushed
+    logits: Array  # (T, C), as `clip_logits` gives them
 
 
 @dataclass(frozen=True)
 class Golden:
     """The clips, of which model they are, and how near to it INT8 was."""
 
-    spec: ModelSpec
+    spec: Spec
     sha256: str  # of the float graph
     sqnr_db: float  # the lowest of the INT8 forms
     clips: tuple[GoldenClip, ...]
@@ -129,17 +138,12 @@ def selftest(engine: Path, golden: Path) -> SelfTest:
     failures = []
     signal = noise = 0.0
     with open_session(engine) as session:
-        if not isinstance(session.spec, ModelSpec):
-            raise SessionError(
-                f"{engine}: has no golden clips, for it cannot be a stream; 'cnngru-edge compare' "
-                "tests it"
-            )
         expected = read_golden(golden)
         source = session.metadata.get(SOURCE_KEY, expected.sha256)
         if (session.spec, source) != (expected.spec, expected.sha256):
             raise SessionError(f"{golden}: of another model than {engine}; give its own --golden")
         for clip in expected.clips:
-            logits = clip_logits(session, _samples(clip.audio))
+            logits = clip_logits(session, _unpacked(session.spec, clip.given))
             if not np.isfinite(logits).all():
                 raise SessionError(
                     f"{engine}: answers NaN to {clip.name}; it is damaged, export or build it again"
@@ -162,7 +166,7 @@ def selftest(engine: Path, golden: Path) -> SelfTest:
 
 
 def write_golden(
-    path: Path, reference: Path, candidates: Sequence[Path], clips: Sequence[Path]
+    path: Path, reference: Path, candidates: Sequence[Path], clips: Sequence[Source]
 ) -> int:
     """Choose clips that a float graph and all its INT8 forms answer alike; how many there are.
 
@@ -176,9 +180,9 @@ def write_golden(
         session = held.enter_context(open_session(reference))
         forms = [held.enter_context(open_session(form)) for form in candidates]
         chosen, answers = [], []
-        for lead, clip in _in_turn(session, clips):
-            found = [clip_logits(form, _samples(clip.audio)) for form in forms]
-            spec = session.spec
+        spec = session.spec
+        for lead, clip in _in_turn(session, clips, _longest(spec, forms)):
+            found = [clip_logits(form, _unpacked(spec, clip.given)) for form in forms]
             is_same = (clip_answer(spec, logits) == clip.label for logits in found)
             if all(is_same) and all(clip_lead(spec, logits) >= lead / 2 for logits in found):
                 chosen.append(clip)
@@ -195,7 +199,7 @@ def write_golden(
             for form in zip(*answers, strict=True)
         ]
         sqnr = min(sqnr_db(signal, noise) for noise in noises)
-        golden = Golden(session.spec, file_sha256(reference), sqnr, tuple(chosen))
+        golden = Golden(spec, file_sha256(reference), sqnr, tuple(chosen))
     _write(path, golden)
     return len(chosen)
 
@@ -221,29 +225,63 @@ def read_golden(path: Path) -> Golden:
         ) from e
 
 
-def _samples(audio: npt.NDArray[np.int16]) -> Samples:
-    return audio.astype(np.float32) / np.float32(2**15)
+def _packed(spec: Spec, given: Array) -> npt.NDArray[Any]:
+    """What `read_input` gives, in a row of small integers."""
+    packed: npt.NDArray[Any]
+    if rate := sample_rate_of(spec):
+        fixed = fixed_length_of(spec.input) if isinstance(spec, WholeSpec) else None
+        samples = given[: fixed or round(_LONGEST_S * rate)]
+        packed = np.clip(np.rint(samples * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+    elif np.issubdtype(given.dtype, np.integer):
+        packed = given.astype(np.int32)
+    else:
+        packed = np.rint(given * 255).astype(np.uint8).ravel()
+    return packed
 
 
-def _in_turn(session: Session, paths: Sequence[Path]) -> Iterator[tuple[float, GoldenClip]]:
+def _unpacked(spec: Spec, packed: npt.NDArray[Any]) -> Array:
+    """What it was packed from, but for what was rounded."""
+    if not isinstance(spec, WholeSpec) or sample_rate_of(spec):
+        return packed.astype(np.float32) / np.float32(2**15)
+    if isinstance(spec.input, TokenInput):
+        return check_tokens(packed.tolist(), spec.input)
+    assert isinstance(spec.input, ImageInput)
+    return packed.reshape(1, spec.input.height, -1).astype(np.float32) / np.float32(255)
+
+
+def _longest(spec: Spec, forms: Sequence[Session]) -> int | None:
+    """Of an input that a model takes whole: what its engines are built for."""
+    seen = [form.metadata[CLIP_SAMPLES_KEY] for form in forms if CLIP_SAMPLES_KEY in form.metadata]
+    return int(seen[0].split(",")[-1]) if isinstance(spec, WholeSpec) and seen else None
+
+
+def _in_turn(
+    session: Session, sources: Sequence[Source], longest: int | None
+) -> Iterator[tuple[float, GoldenClip]]:
     """Clips that can be read and by how much they lead, label after label, the sure ones first."""
-    rate = streamable(session.spec).features.sample_rate
+    spec = session.spec
     by_label: dict[str, list[tuple[float, GoldenClip]]] = defaultdict(list)
-    for path in paths[:: -(-len(paths) // _CANDIDATES) or 1]:
+    for source in sources[:: -(-len(sources) // _CANDIDATES) or 1]:
         try:
-            samples = read_audio(path, rate).samples[: round(_LONGEST_S * rate)]
-        except AudioError:
+            given = _packed(spec, read_input(spec, source))
+        except InputError:
             continue  # whoever hears all of them names it
-        audio = np.clip(np.rint(samples * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
-        logits = clip_logits(session, _samples(audio))
-        label, lead = clip_answer(session.spec, logits), clip_lead(session.spec, logits)
-        clip = GoldenClip(f"{path.parent.name}/{path.name}", audio, label, logits)
+        rounded = _unpacked(spec, given)
+        if rounded.shape[-1] > (longest or math.inf) or given.nbytes > _LARGEST // (2 * _CLIPS):
+            continue
+        logits = clip_logits(session, rounded)
+        label, lead = clip_answer(spec, logits), clip_lead(spec, logits)
+        clip = GoldenClip(_name(source), given, label, logits)
         by_label[label].append((min(lead, _CLEAR), clip))
     ranked = [sorted(by_label[k], key=lambda x: -x[0]) for k in sorted(by_label)]
     ranked.sort(key=lambda found: -found[0][0])  # of texts there are as many as clips
     for found in chain.from_iterable(zip_longest(*ranked)):
         if found is not None:
             yield found
+
+
+def _name(source: Source) -> str:
+    return f"{source.parent.name}/{source.name}" if isinstance(source, Path) else str(source)
 
 
 def _write(path: Path, golden: Golden) -> None:
@@ -255,11 +293,12 @@ def _write(path: Path, golden: Golden) -> None:
         spec=np.array(golden.spec.to_json()),
         sha256=np.array(golden.sha256),
         sqnr_db=np.array(golden.sqnr_db),
-        audio=np.concatenate([clip.audio for clip in clips]),
-        lengths=np.array([len(clip.audio) for clip in clips], np.int64),
+        given=np.concatenate([clip.given for clip in clips]),
+        lengths=np.array([len(clip.given) for clip in clips], np.int64),
         names=np.array([clip.name for clip in clips]),
         labels=np.array([clip.label for clip in clips]),
         logits=np.concatenate([clip.logits for clip in clips]),
+        frames=np.array([len(clip.logits) for clip in clips], np.int64),
     )
     write_file(path, data.getvalue())
 
@@ -282,20 +321,25 @@ def _arrays(data: bytes) -> dict[str, npt.NDArray[Any]]:
 def _golden(arrays: dict[str, npt.NDArray[Any]]) -> Golden:
     if (found := arrays["format"].item()) != _FORMAT:
         raise ValueError(f"format {found}, expected {_FORMAT}")
-    spec = ModelSpec.from_json(str(arrays["spec"]))
-    lengths = arrays["lengths"]
+    spec = read_spec(str(arrays["spec"]))
     names, labels = arrays["names"].tolist(), arrays["labels"].tolist()
-    if not len(lengths) == len(names) == len(labels) > 0 or (lengths < 1).any():
-        raise ValueError(f"{len(lengths)} lengths, {len(names)} names, {len(labels)} labels")
-    if lengths.sum() != len(arrays["audio"]):
-        raise ValueError(f"{lengths.sum()} samples expected, {len(arrays['audio'])} found")
-    audio = np.split(arrays["audio"], np.cumsum(lengths)[:-1])
-    frames = [len(flushed(spec, a.astype(np.float32))) // spec.chunk_length for a in audio]
-    if arrays["logits"].shape != (sum(frames), len(spec.labels)):
-        raise ValueError(f"logits of shape {arrays['logits'].shape}, expected {sum(frames)} frames")
-    logits = np.split(arrays["logits"], np.cumsum(frames)[:-1])
-    for name, label, answer in zip(names, labels, logits, strict=True):
+    given, logits = (_split(arrays, *pair) for pair in (("given", "lengths"), ("logits", "frames")))
+    if not len(given) == len(logits) == len(names) == len(labels) > 0:
+        counts = f"{len(given)} lengths, {len(logits)} frames"
+        raise ValueError(f"{counts}, {len(names)} names, {len(labels)} labels")
+    if (classes := arrays["logits"].shape[1]) != len(spec.labels):
+        raise ValueError(f"logits of {classes} labels, expected {len(spec.labels)}")
+    for name, packed, label, answer in zip(names, given, labels, logits, strict=True):
+        _unpacked(spec, packed)
         if clip_answer(spec, answer) != label:
             raise ValueError(f"{name} is labelled {label}, against its logits")
-    clips = map(GoldenClip, names, audio, labels, logits)
+    clips = map(GoldenClip, names, given, labels, logits)
     return Golden(spec, str(arrays["sha256"]), float(arrays["sqnr_db"]), tuple(clips))
+
+
+def _split(arrays: dict[str, npt.NDArray[Any]], name: str, sizes: str) -> list[npt.NDArray[Any]]:
+    """An array cut into those of the clips."""
+    found = arrays[sizes]
+    if (found < 1).any() or found.sum() != len(arrays[name]):
+        raise ValueError(f"{name}: {found.sum()} expected, {len(arrays[name])} found")
+    return np.split(arrays[name], np.cumsum(found)[:-1])

@@ -1,20 +1,26 @@
 """Models that take their input whole, by the command line: phrases, images, modules not ours."""
 
 import csv
+import importlib
 import json
 import re
 import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import with_head_times
 
 from cnngru_edge.calibration.corpus import DEMO, DEMO_DIGITS, DEMO_PHRASES, read_corpus
 from cnngru_edge.export.artefacts import FLOAT, INT8
 from cnngru_edge.export.cli import main
 from cnngru_edge.models.checkpoint import PRETRAINED
+from cnngru_edge.runtime import trt_library
+from cnngru_edge.runtime.golden import GOLDEN, read_golden
+from cnngru_edge.runtime.inputs import read_image
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -30,9 +36,13 @@ WRITTEN = {
     "plan.json",
     "coverage.json",
     "comparison.json",
+    GOLDEN,
     "report.html",
     "report.json",
 }
+ENGINE = "model.int8.clip.rtx.engine"
+if trt_library.is_installed("tensorrt_rtx"):
+    WRITTEN |= {ENGINE, f"{ENGINE}.json"}
 FIELDS = {"path", "score", "duration_s", "latency_ms", "backend", "device", "precision"}
 CHECKED = {"agrees", "max_abs_error"}
 
@@ -155,7 +165,7 @@ def some_phrases(tmp_path):
 def test_a_second_export_takes_what_was_a_streams_away(tmp_path, some_phrases):
     out = tmp_path / "out"
     out.mkdir()
-    left = ["model.int8.chunk.onnx", "streaming.json", "golden.npz", "model.int8.chunk.engine"]
+    left = ["model.int8.chunk.onnx", "streaming.json", "model.int8.chunk.engine"]
     for name in left:
         (out / name).write_text("the old one")
     (out / "mine.txt").write_text("mine")
@@ -173,6 +183,48 @@ def test_the_stages_one_by_one_make_the_same(cli, intent, tmp_path):
     assert quantized.stdout.startswith(f"{out}: 100.0% of the weights in INT8")
     for found, expected in ((tmp_path / "a" / FLOAT, intent.float), (out, intent.int8)):
         assert found.read_bytes() == expected.read_bytes()
+
+
+WITH_A_DETERMINANT = """
+import torch
+from torch import nn
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(40, 32, batch_first=True)
+        self.head = nn.Linear(32, 12)
+
+    def forward(self, x):
+        scale = 1 + 0.1 * torch.tanh(torch.linalg.det(x[:, :2, :2]))
+        return self.head(self.gru(x)[0][:, -1]) * scale[:, None]
+"""
+
+
+def test_a_module_that_tensorrt_does_not_take_still_runs_on_a_cpu(
+    tmp_path, some_clips, monkeypatch
+):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this machine")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "scaled.py").write_text(WITH_A_DETERMINANT)
+    text = (EXAMPLES / "keyword_crnn.toml").read_text()
+    text = text.replace("N1TM", "NTM").replace("n_classes = 12", "")
+    (tmp_path / "spec.toml").write_text(text)
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.pt"
+    torch.save(importlib.import_module("scaled").Scaled().state_dict(), weights)
+    args = ("--model", "scaled:Scaled", "--checkpoint", weights, "--spec", tmp_path / "spec.toml")
+    out = tmp_path / "out"
+    found = export(out, *args, "--data", some_clips, "--min-clips", 20, "--force")
+    why = r"TensorRT-RTX 1\.\S+ does not parse it: Det /\S+: unsupported node, false"
+    for form in ("tensorrt", "tensorrt-fp16"):
+        assert re.search(
+            rf"note: not proven: model\.int8\.{form}\.clip\.onnx: {why}\n", found.stdout
+        )
+    assert re.search(rf"note: no {ENGINE}: model\.int8\.\S+\.clip\.onnx: {why}\n", found.stdout)
+    assert {path.name for path in out.iterdir()} == WRITTEN - {ENGINE, f"{ENGINE}.json"}
+    assert found.report["coverage"][INT8]["weights_int8"] == 1
 
 
 def test_frames_are_for_streams(refused, intent, tmp_path):
@@ -344,10 +396,6 @@ def test_a_shadow_is_for_streams(refused, exported_whole):
 def test_what_is_for_streams_is_refused_with_the_reason(refused, exported_whole):
     out = exported_whole
     assert re.fullmatch(NO_STREAM, refused("compare", out.float, out.int8, "--streaming"))
-    assert refused("selftest", "--engine", out.int8) == (
-        f"{out.int8}: has no golden clips, for it cannot be a stream; 'cnngru-edge compare' tests "
-        "it"
-    )
 
 
 @pytest.mark.parametrize("name", ["intent", "digits"])
@@ -356,6 +404,67 @@ def test_only_a_stream_is_tuned(refused, tmp_path, name):
     args = ("--engine", "a.onnx", "--data", DEMO, "--out", tmp_path / "out.safetensors")
     assert re.fullmatch(
         f"{re.escape(str(checkpoint))}: {NO_STREAM}", refused("tune", checkpoint, *args)
+    )
+
+
+# On the device.
+
+
+@pytest.mark.parametrize("name", [FLOAT, INT8, "model.ts", "model.int8.tensorrt-fp16.clip.onnx"])
+def test_what_was_exported_passes_its_self_test(cli, exported_whole, name):
+    result = cli("selftest", "--engine", exported_whole.out / name)
+    assert result.exit_code == 0, result.stdout
+    assert ": passed: 16 of 16 answers as the float model's, SQNR " in result.stdout
+
+
+def test_golden_clips_are_what_the_model_is_given(intent, digits, keyword, line):
+    phrases = read_golden(intent.out / GOLDEN).clips
+    known = {clip.text: clip.label for clip in read_corpus(DEMO_PHRASES).of("eval")}
+    assert len({clip.label for clip in phrases}) == 12
+    assert [known[clip.name] for clip in phrases] == [clip.label for clip in phrases]
+    lines = read_golden(digits.out / GOLDEN)
+    image = read_image(DEMO_DIGITS / lines.clips[0].name, lines.spec.input)
+    assert (lines.clips[0].given == image.ravel() * 255).all()
+    recordings = read_golden(keyword.out / GOLDEN)
+    length = recordings.spec.input.samples or 3 * 16_000
+    assert all(0 < len(clip.given) <= length for clip in recordings.clips)
+
+
+@pytest.mark.parametrize("name", ["intent", "digits"])
+def test_a_damaged_model_fails_its_self_test(cli, request, tmp_path, name):
+    out = request.getfixturevalue(name).out
+    engine = with_head_times(-1, out / INT8, tmp_path / "negated.onnx")
+    result = cli("selftest", "--engine", engine, "--golden", out / GOLDEN)
+    assert result.exit_code == 1
+    *failures, last = result.stdout.splitlines()
+    assert ": failed: 0 of 16 answers as the float model's" in last
+    clips = {clip.name: clip.label for clip in read_golden(out / GOLDEN).clips}
+    assert all(
+        x.startswith(tuple(f"{n}: expected {a}, got" for n, a in clips.items())) for x in failures
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("intent", 9_999, "token 9999 is out of range: this model knows 0 to .+"),
+        ("digits", None, "cannot reshape array of size .+"),
+    ],
+)
+def test_golden_clips_that_no_model_takes_are_refused(
+    refused, request, tmp_path, name, value, message
+):
+    out, path = request.getfixturevalue(name).out, tmp_path / "damaged.npz"
+    with np.load(out / GOLDEN) as file:
+        arrays = dict(file)
+    if value is None:
+        arrays["lengths"][:2] += (1, -1)
+    else:
+        arrays["given"][0] = value
+    np.savez(path, **arrays)
+    error = refused("selftest", "--engine", out / INT8, "--golden", path)
+    assert re.fullmatch(
+        rf"{re.escape(str(path))}: not a golden set, or damaged \({message}\); copy it again", error
     )
 
 

@@ -62,7 +62,7 @@ def test_it_holds_what_the_float_model_says(golden, exported):
     with open_session(exported / FLOAT) as session:
         assert found.spec == session.spec
         for clip in found.clips:
-            samples = clip.audio.astype(np.float32) / 2**15
+            samples = clip.given.astype(np.float32) / 2**15
             np.testing.assert_array_equal(clip_logits(session, samples), clip.logits)
             path = DEMO / clip.name
             np.testing.assert_array_equal(read_audio(path, RATE).samples, samples)
@@ -106,7 +106,7 @@ def test_recordings_that_cannot_be_read_are_passed_over(exported, demo, wav, tmp
     long = wav("long.wav", rng.uniform(-0.1, 0.1, 10 * RATE))
     paths = [tmp_path / "none.wav", long, *eval_paths(demo)[:3]]
     assert write_golden(tmp_path / GOLDEN, exported / FLOAT, [exported / INT8], paths) == 4
-    lengths = {clip.name: len(clip.audio) for clip in read_golden(tmp_path / GOLDEN).clips}
+    lengths = {clip.name: len(clip.given) for clip in read_golden(tmp_path / GOLDEN).clips}
     assert lengths[f"{tmp_path.name}/long.wav"] == 3 * RATE
 
 
@@ -252,14 +252,19 @@ def test_a_flipped_byte_is_refused(golden, tmp_path):
 
 BAD_ARRAYS = {
     "objects": ({"names": np.array([{}], object)}, "Object arrays cannot be loaded when allow_"),
-    "missing": ({"audio": None}, "audio is not a file in the archive"),
-    "type": ({"audio": np.zeros(9, np.float32)}, r"audio is of type float32 and shape \(9,\)"),
+    "missing": ({"given": None}, "given is not a file in the archive"),
+    "type": ({"given": np.zeros(9, np.float32)}, r"given is of type float32 and shape \(9,\)"),
     "shape": ({"logits": np.zeros(12, np.float32)}, r"logits is of type float32 and shape \(12,"),
-    "format": ({"format": np.array(2)}, "format 2, expected 1"),
+    "format": ({"format": np.array(1)}, "format 1, expected 2"),
     "spec": ({"spec": np.array("{")}, "model spec: not JSON"),
-    "audio": ({"audio": np.zeros(9, np.int16)}, r"\d+ samples expected, 9 found"),
-    "names": ({"names": np.array(["a"])}, "16 lengths, 1 names, 16 labels"),
-    "frames": ({"logits": np.zeros((9, 12), np.float32)}, r"logits of shape \(9, 12\), expected"),
+    "given": ({"given": np.zeros(9, np.int16)}, r"given: \d+ expected, 9 found"),
+    "names": ({"names": np.array(["a"])}, "16 lengths, 16 frames, 1 names, 16 labels"),
+    "frames": ({"logits": np.zeros((9, 12), np.float32)}, r"logits: \d+ expected, 9 found"),
+    "no frames": ({"frames": np.zeros(16, np.int64)}, r"logits: 0 expected, \d+ found"),
+    "classes": (
+        {"logits": np.zeros((16, 9), np.float32), "frames": np.ones(16, np.int64)},
+        "logits of 9 labels, expected 12",
+    ),
     "labels": ({"labels": np.array(["yes"] * 16)}, r".+\.flac is labelled yes, against its logits"),
 }
 

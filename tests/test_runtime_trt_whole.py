@@ -1,6 +1,7 @@
 """Engines of models that take their input whole; on a simulated GPU, see simulated_gpu."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.export.trt_builder import BuildConfig
 from cnngru_edge.models.errors import SessionError
 from cnngru_edge.runtime.engine_file import manifest_path, read_engine, read_manifest
+from cnngru_edge.runtime.golden import GOLDEN, read_golden, selftest, write_golden
 from cnngru_edge.runtime.inputs import Tokens, tokens_of
 from cnngru_edge.runtime.recognize import recognize
 from cnngru_edge.runtime.session import open_session
@@ -149,10 +151,34 @@ def test_what_an_engine_was_not_built_for_is_refused_and_harms_nothing(build):
     with open_session(engine) as session, open_session(graph) as reference:
         longest = session.max_samples
         for shape in ((1, longest + 1), (2, 3)):
-            with pytest.raises(SessionError, match=r"does not take tokens of shape \(\d+, \d+\): "):
+            why = f"does not take tokens of shape {shape}, built for 1 of at most {longest}: "
+            with pytest.raises(SessionError, match=re.escape(why)):
                 session.run({"tokens": np.ones(shape, np.int64)})
         feed = {"tokens": np.array([[2, 3, 4]])}
         same(session.run(feed)["logits"], reference.run(feed)["logits"])
+    assert cuda.leaks() == []
+
+
+@pytest.mark.parametrize("kind", ["text", "crnn"])
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0"])
+def test_it_passes_its_self_test_on_inputs_that_it_is_built_for(
+    build, images, tmp_path, kind, version
+):
+    engine, graph, cuda, _ = build(kind, version)
+    too_long, sources = " ".join(["turn", "light"] * 9), PHRASES
+    if kind == "crnn":
+        from PIL import Image
+
+        too_long, sources = tmp_path / "long.png", images
+        Image.open(images[2]).resize((65, 8)).save(too_long)
+    golden = tmp_path / GOLDEN
+    write_golden(golden, tmp_path / f"{kind}.fp32.onnx", [graph], [too_long, *sources])
+    names = {clip.name for clip in read_golden(golden).clips}
+    assert names
+    assert names <= {x if kind == "text" else f"{x.parent.name}/{x.name}" for x in sources}
+    found = selftest(engine, golden)
+    assert found.passed, list(found.lines)
+    assert found.backend == f"tensorrt {version}"
     assert cuda.leaks() == []
 
 
