@@ -33,7 +33,7 @@ zoo: .venv/installed
 	$(BIN)/python benchmarks/zoo.py $(if $(DATA),--data $(DATA)) $(if $(TASK),--task $(TASK)) $(if $(README),--readme $(README))
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest --gpu -m gpu

@@ -387,6 +387,12 @@ def _receipts(
     operators TensorRT may not have: it still runs on a CPU.
     """
     receipts = {}
+    if not any(can_build(library) for library, _ in ENGINES.values()):
+        report.notes.append(
+            "no engine, and no proof that the TensorRT graphs are INT8: no builder for them here "
+            "(pip install 'cnngru-edge[tensorrt-rtx]' needs no GPU; 'cnngru-edge build' on the "
+            "device)"
+        )
     is_whole, is_own = isinstance(spec, WholeSpec), spec.family == OWN
     for name, (library, is_clip) in ENGINES.items():
         if is_clip == is_whole and can_build(library):

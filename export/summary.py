@@ -17,7 +17,6 @@ from cnngru_edge.export.artefacts import (
 from cnngru_edge.export.compare import Comparison, interval_text
 from cnngru_edge.export.error_rate import ErrorRates
 from cnngru_edge.export.streaming import CANDIDATE, CARRIED, REFERENCE, Row, StreamingComparison
-from cnngru_edge.export.trt_builder import can_build
 from cnngru_edge.models.spec import CTC
 from cnngru_edge.runtime.agreement import sqnr_text
 
@@ -56,13 +55,6 @@ def print_summary(report: ExportReport, console: Console) -> None:
     for name, streaming in report.streaming.items():
         console.print(
             f"{name} as a stream: {_stream_line(streaming)}", highlight=False, soft_wrap=True
-        )
-    if not any(can_build(library) for library, _ in ENGINES.values()):
-        console.print(
-            "no engine, and no proof that the TensorRT graphs are INT8: no builder for them here "
-            "(pip install 'cnngru-edge[tensorrt-rtx]' needs no GPU; 'cnngru-edge build' on the "
-            "device)",
-            soft_wrap=True,
         )
     if kept := [name for name in report.plan.layers if name in report.plan.kept_in_float]:
         console.print(f"kept in float: {', '.join(kept)}", highlight=False, soft_wrap=True)

@@ -171,7 +171,11 @@ class Shadow:
 
     def __enter__(self) -> "Shadow":
         self._thread.start()
-        self._opened.result()
+        try:
+            self._opened.result()
+        except Exception:
+            self._thread.join()
+            raise
         if self.config.flips is not None:
             self.config.flips.mkdir(parents=True, exist_ok=True)
         return self
