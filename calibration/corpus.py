@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnngru_edge.models.errors import CorpusError
-from cnngru_edge.models.spec import SILENCE, UNKNOWN
+from cnngru_edge.models.spec import SILENCE, UNKNOWN, known_text, spelled
 from cnngru_edge.models.whole_spec import ImageInput, Spec, TokenInput, WholeSpec
 from cnngru_edge.runtime.inputs import Source
 
@@ -147,7 +147,7 @@ def match_texts(clips: Iterable[Clip], labels: Sequence[str]) -> dict[Path, str]
     """What a CTC model with these labels should write for each clip.
 
     Raises:
-        CorpusError: a character that the model does not have, or a clip of `unknown` words.
+        CorpusError: a character or word that the model does not have, or a clip of `unknown` words.
     """
     expected = {}
     for clip in clips:
@@ -156,10 +156,10 @@ def match_texts(clips: Iterable[Clip], labels: Sequence[str]) -> dict[Path, str]
                 f"{clip.path}: label {UNKNOWN!r} does not say what is said; a manifest with a "
                 "column text or word does"
             )
-        if strange := sorted(set(clip.text) - set(labels)):
+        if strange := sorted(set(spelled(labels, clip.text)) - set(labels)):
             raise CorpusError(
-                f"{clip.path}: text {clip.text!r} has {strange[0]!r}, and the characters of this "
-                f"model are {''.join(label for label in labels if len(label) == 1)!r}"
+                f"{clip.path}: text {clip.text!r} has {strange[0].strip() or ' '!r}, and "
+                f"{known_text(labels)}"
             )
         expected[clip.path] = clip.text
     return expected

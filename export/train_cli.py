@@ -16,6 +16,8 @@ from cnngru_edge.runtime.cli import FILE
 from cnngru_edge.runtime.progress import progress_bars
 from cnngru_edge.runtime.stream import FLUSH_S
 
+CHARACTERS, WORDS = "characters", "words"
+
 if TYPE_CHECKING:
     from cnngru_edge.models.checkpoint import Model
     from cnngru_edge.models.train import EpochReport
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
 @click.option("--out", type=FILE, required=True, help="Checkpoint to write (.safetensors).")
 @task_option
 @click.option("--labels", help="Words to tell apart, with commas; other words become 'unknown'.")
+@click.option(
+    "--units",
+    type=click.Choice([CHARACTERS, WORDS]),
+    help=f"What a ctc model writes in; words are for a few dozen of them.  [default: {CHARACTERS}]",
+)
 @click.option(
     "--hidden-size",
     type=click.IntRange(1),
@@ -72,6 +79,7 @@ def train(
     out: Path,
     task: str | None,
     labels: str | None,
+    units: str | None,
     light: bool,
     read_delay: float | None,
     **options: Any,
@@ -79,6 +87,8 @@ def train(
     """Train a model on a corpus; killed, the same command goes on."""
     if family != KWS and (labels or light or read_delay is not None):
         raise click.UsageError("--labels, --light and --read-delay are for --family kws")
+    if family != CTC and units:
+        raise click.UsageError("--units is for --family ctc")
     if family == TEXT and options["num_layers"]:
         raise click.UsageError("--num-layers is not for --family text, which has one")
     corpus = read_corpus(data, task)
@@ -87,7 +97,7 @@ def train(
     elif any(clip.is_phrase for clip in corpus.clips):
         raise CorpusError(f"{corpus.root}: phrases, not recordings; --family text learns those")
     elif family == CTC:
-        training = _train_ctc(corpus, out, **options)
+        training = _train_ctc(corpus, out, units, **options)
     else:
         words = labels.split(",") if labels else None
         training = _train_kws(corpus, out, words, light, read_delay, **options)
@@ -152,6 +162,7 @@ def _train_kws(
 def _train_ctc(
     corpus: Corpus,
     out: Path,
+    units: str | None,
     *,
     hidden_size: int | None,
     num_layers: int | None,
@@ -176,13 +187,13 @@ def _train_ctc(
     config = CTC_CONFIG
     torch.manual_seed(seed)
     if source and source.spec.family == CTC:
-        if hidden_size or num_layers:
+        if units or hidden_size or num_layers:
             raise click.UsageError("--init settles labels and layers; leave those options out")
         model, config = source, CTC_FURTHER
     else:
         spec = replace(
             CTC_SPEC,
-            labels=choose_alphabet(corpus),
+            labels=choose_alphabet(corpus, of_words=units == WORDS),
             hidden_size=hidden_size or CTC_SPEC.hidden_size,
             num_layers=num_layers or CTC_SPEC.num_layers,
         )

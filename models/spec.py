@@ -5,6 +5,7 @@ F frequency bins of a convolution, H hidden units, C classes.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -20,10 +21,10 @@ KWS, CTC = "kws", "ctc"
 """The families: one label for a recording, or a text by CTC (Graves et al. 2006)."""
 
 BLANK = "<blank>"
-"""The first label of a CTC model: no character in this frame."""
+"""The first label of a CTC model: nothing more in this frame."""
 
 ALPHABET = (BLANK, " ", "'", *"abcdefghijklmnopqrstuvwxyz")
-"""The labels of a CTC model for English."""
+"""The labels of a CTC model for English, in characters; those in words are like ` yes`."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ class EndpointSpec:
             )
 
 
+_SHOWN = 20  # words in a message
+
 MAX_LAYERS = 64
 """No CNN-GRU has more; a number from a damaged file may be anything."""
 
@@ -299,8 +302,32 @@ class ModelSpec:
 def _check_alphabet(labels: tuple[str, ...]) -> None:
     if labels[0] != BLANK:
         raise SpecError(f"labels: the first of a CTC model is {BLANK}, got {labels[0]!r}")
-    if longer := [label for label in labels[1:] if len(label) != 1]:
-        raise SpecError(f"labels: a CTC model has single characters, got {', '.join(longer)}")
+    longer = [label for label in labels[1:] if len(label) != 1]
+    if longer and not is_of_words(labels):
+        raise SpecError(
+            "labels: a CTC model has single characters, or words with a space before each, got "
+            f"{', '.join(longer)}"
+        )
+
+
+def is_of_words(labels: Sequence[str]) -> bool:
+    """Whether each label of a CTC model but the blank is a word, with a space before it."""
+    return all(len(x) > 1 and x[0] == " " and " " not in x[1:] for x in labels[1:])
+
+
+def spelled(labels: Sequence[str], text: str) -> list[str]:
+    """The labels with which a CTC model with such labels writes a text."""
+    return [f" {word}" for word in text.split()] if is_of_words(labels) else list(text)
+
+
+def known_text(labels: Sequence[str]) -> str:
+    """For people: what a CTC model can write."""
+    if not is_of_words(labels):
+        characters = "".join(sorted(x for x in labels[1:] if len(x) == 1))
+        return f"the characters of this model are {characters!r}"
+    words = [label.strip() for label in labels[1:]]
+    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
+    return f"the words of this model are {', '.join(words[:_SHOWN])}{more}"
 
 
 def _only(cls: type, raw: dict[str, Any]) -> dict[str, Any]:

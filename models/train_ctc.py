@@ -27,7 +27,7 @@ from cnngru_edge.models.connected import (
     connect,
 )
 from cnngru_edge.models.errors import AudioError, CorpusError, SpecError
-from cnngru_edge.models.spec import ALPHABET, BLANK, CTC, ConvSpec, ModelSpec
+from cnngru_edge.models.spec import ALPHABET, BLANK, CTC, ConvSpec, ModelSpec, spelled
 from cnngru_edge.models.train_run import StreamRun, TrainConfig, load_clips, resume_path
 from cnngru_edge.runtime.audio import Samples
 from cnngru_edge.runtime.stream import FLUSH_S
@@ -91,7 +91,7 @@ def train_ctc(
 
     Raises:
         CorpusError: no clips to train on, or none of the calibration set to choose the best by; a
-            text with a character that the model does not have.
+            text with a character or word that the model does not have.
     """
     spec = model.spec
     match_texts(corpus.clips, spec.labels)
@@ -132,8 +132,11 @@ def train_ctc(
     resume_path(out).unlink(missing_ok=True)
 
 
-def choose_alphabet(corpus: Corpus) -> tuple[str, ...]:
+def choose_alphabet(corpus: Corpus, of_words: bool = False) -> tuple[str, ...]:
     """The labels of a CTC model: those for English, or all letters that the texts need.
+
+    Or all their words, with a space before each: for a few words, with as many clips of each, which
+    are then neither misspelled nor others.
 
     Raises:
         CorpusError: a text is written otherwise than it is said: capitals, digits, punctuation.
@@ -145,6 +148,8 @@ def choose_alphabet(corpus: Corpus) -> tuple[str, ...]:
                     f"{clip.path}: text {clip.text!r} has {character!r}, expected letters in lower "
                     "case, apostrophes and single spaces"
                 )
+    if of_words:
+        return BLANK, *sorted({f" {word}" for clip in corpus.clips for word in clip.text.split()})
     found = {character for clip in corpus.clips for character in clip.text}
     return ALPHABET if found <= set(ALPHABET) else (BLANK, *sorted(found | {" "}))
 
@@ -168,8 +173,8 @@ def take_convolutions(model: CnnGru, source: CnnGru) -> None:
 def ctc_loss(batch: RowBatch, spec: ModelSpec, logits: Tensor) -> Tensor:
     """The loss of each part of each row, over the characters of all.
 
-    A text begins with a space, as each of its words after the first does: whether a word is the
-    first is nothing that can be heard, and decoders leave that space out.
+    A text in characters begins with a space, as each of its words after the first does: whether a
+    word is the first is nothing that can be heard, and decoders leave that space out.
     """
     log_probs = logits.log_softmax(2)
     parts = [
@@ -180,7 +185,9 @@ def ctc_loss(batch: RowBatch, spec: ModelSpec, logits: Tensor) -> Tensor:
     texts = [text for of_row in batch.texts for text in of_row]
     before = " " if " " in spec.labels else ""
     targets = [
-        torch.tensor([spec.labels.index(c) for c in (before + text if text else "")])
+        torch.tensor([spec.labels.index(x) for x in spelled(spec.labels, before + text)])
+        if text
+        else torch.tensor([])
         for text in texts
     ]
     loss: Tensor = nn.functional.ctc_loss(

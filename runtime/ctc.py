@@ -1,5 +1,7 @@
 """Texts out of the logits of a CTC model: the best path, or a beam with a word list and an n-gram.
 
+The labels are characters, or words with a space before each.
+
 CTC: A. Graves et al., ICML 2006. Prefix beam search: A. Hannun et al., arXiv:1408.2873 (2014).
 Libraries do not fit a device: pyctcdecode needs numpy below 2, torchaudio's decoders torch, kenlm a
 compiler; flashlight-text has no release since March 2024 and no wheel from Python 3.13 on.
@@ -10,12 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import nlargest
-from itertools import groupby
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.spec import ModelSpec, is_of_words
 from cnngru_edge.models.whole_spec import Spec
 from cnngru_edge.runtime.ngram import Ngram, Trie
 from cnngru_edge.runtime.session import Array
@@ -29,9 +30,9 @@ _NEVER = -math.inf
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a text, between the peaks of its first and last character.
+    """A word of a text, between the peaks of its first and last character; or at its own peak.
 
-    A causal model is sure of a character a little after it was said.
+    A causal model is sure of something a little after it was said.
     """
 
     word: str
@@ -78,9 +79,9 @@ class Decoder(Protocol):
 
 
 class Peak(NamedTuple):
-    """A character of a text, where it is most probable."""
+    """A character of a text, or a word, where it is most probable."""
 
-    character: str
+    label: str
     frame: int
     log_probability: float
 
@@ -177,6 +178,7 @@ class BeamDecoder:
     def __init__(self, spec: Spec, config: DecodeConfig) -> None:
         self._labels, self._frame_s, self._config = spec.labels, frame_s(spec), config
         self._space = spec.labels.index(" ") if " " in spec.labels else -1
+        self._is_of_words = is_of_words(spec.labels)
         self._width = config.beam or BEAM
         self.reset()
 
@@ -201,7 +203,8 @@ class BeamDecoder:
             peaks.append(link.last)
             link = link.before
         peaks.reverse()
-        return _transcript(peaks[: len(self._finished(best))], self._frame_s)
+        unfinished = len(best.text) - len(self._finished(best))  # characters
+        return _transcript(peaks[: len(peaks) - unfinished], self._frame_s)
 
     @property
     def texts(self) -> dict[str, float]:
@@ -216,7 +219,7 @@ class BeamDecoder:
             total = prefix.total
             self._stay(found, prefix, total, log_p)
             for label in likely:
-                # The same character again needs a blank between; a space after a space is none.
+                # The same label again needs a blank between; a space after a space is none.
                 source = prefix.blank if label == prefix.last else total
                 if source == _NEVER or (label == self._space and prefix.last in (0, label)):
                     continue
@@ -245,24 +248,29 @@ class BeamDecoder:
         if peaks is not None and prefix.character > prefix.blank:
             here = log_p[prefix.last]
             if here > peaks.last.log_probability:
-                peaks = _Peaks(Peak(peaks.last.character, self._frame, here), peaks.before)
+                peaks = _Peaks(Peak(peaks.last.label, self._frame, here), peaks.before)
         same.bring(total + max(log_p[0], log_p[prefix.last]), peaks)
 
     def _extended(self, found: dict[str, _Prefix], prefix: _Prefix, label: int) -> _Prefix | None:
-        """A prefix and a character, if the word list has such words."""
-        character = self._labels[label]
-        text = prefix.text + character
+        """A prefix and a character or word, if the word list has such words."""
+        written = self._labels[label] if prefix.text else self._labels[label].lstrip()
+        text = prefix.text + written
         if text in found:
             return found[text]
         node, context, bonus = prefix.node, prefix.context, prefix.bonus
-        if label == self._space:
+        if written[0] == " ":
             if node is not None:
                 if "" not in node:
                     return None
                 node = self._config.words
             context, bonus = self._with_word(prefix)
-        elif node is not None and (node := node.get(character)) is None:
-            return None
+        if node is not None:
+            for character in written.lstrip():
+                if character not in node:
+                    return None
+                node = node[character]
+            if self._is_of_words and "" not in node:
+                return None
         found[text] = _Prefix(text, label, node, context, bonus)
         return found[text]
 
@@ -315,15 +323,18 @@ def frame_s(spec: Spec) -> float:
 
 
 def _transcript(peaks: Iterable[Peak], seconds: float) -> Transcript:
+    spoken: list[list[Peak]] = [[]]
+    for peak in peaks:
+        if peak.label[0] == " ":
+            spoken.append([])
+        if peak.label != " ":
+            spoken[-1].append(peak)
     words, log_p = [], []
-    for is_space, group in groupby(peaks, lambda peak: peak.character == " "):
-        if is_space:
-            continue
-        of_word = list(group)
+    for of_word in filter(None, spoken):
         log_p += [peak.log_probability for peak in of_word]
         words.append(
             Word(
-                word="".join(peak.character for peak in of_word),
+                word="".join(peak.label for peak in of_word).lstrip(),
                 start=round(of_word[0].frame * seconds, 3),
                 end=round((of_word[-1].frame + 1) * seconds, 3),
                 score=_mean_probability(log_p[-len(of_word) :]),

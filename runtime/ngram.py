@@ -4,11 +4,12 @@ ARPA: the format of D. Paul's, as SRILM's ngram-format(5) describes it, which Ke
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnngru_edge.models.errors import SessionError
+from cnngru_edge.models.spec import is_of_words, known_text, spelled
 from cnngru_edge.models.whole_spec import Spec
 
 Trie = dict[str, "Trie"]
@@ -59,12 +60,13 @@ def read_words(path: Path, spec: Spec) -> Trie:
             write.
     """
     root: Trie = {}
-    characters = {label for label in spec.labels[1:] if label != " "}
+    known = {label for label in spec.labels[1:] if label != " "}
     for number, line in enumerate(_lines(path), start=1):
-        if strange := sorted(set(line) - characters):
+        units = [f" {line}"] if line and is_of_words(spec.labels) else list(line)
+        if strange := sorted(set(units) - known):
             raise SessionError(
-                f"{path}: line {number} has {strange[0]!r}, and the characters of this model are "
-                f"{''.join(sorted(characters))}; give one word in them on each line"
+                f"{path}: line {number} has {strange[0].strip() or ' '!r}, and "
+                f"{known_text(spec.labels)}; give one word on each line"
             )
         node = root
         for character in line:
@@ -107,17 +109,12 @@ def read_arpa(path: Path, spec: Spec) -> Ngram:
             raise SessionError(f"{path}: line {number} is not ARPA: {line[:60]!r}") from e
     if not grams or not is_ended or any(found.get(n, 0) != expected[n] for n in expected):
         raise SessionError(f"{path}: not an n-gram model in the ARPA format, or cut short")
-    _check_characters(path, (gram[0] for gram in grams if len(gram) == 1), spec)
-    return Ngram(max(map(len, grams)), grams)
-
-
-def _check_characters(path: Path, words: Iterable[str], spec: Spec) -> None:
-    characters = set(spec.labels[1:])
-    if not any(set(word) <= characters for word in words):
+    words = [gram[0] for gram in grams if len(gram) == 1]
+    if not any(set(spelled(spec.labels, word)) <= set(spec.labels) for word in words):
         raise SessionError(
-            f"{path}: no word in it has only the characters of this model, "
-            f"{''.join(sorted(characters - {' '}))}; write it in them"
+            f"{path}: no word in it is one for this model: {known_text(spec.labels)}"
         )
+    return Ngram(max(map(len, grams)), grams)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.spec import ModelSpec, is_of_words
 from cnngru_edge.models.whole_spec import Spec
 from cnngru_edge.runtime.ctc import DecodeConfig, Transcript, decoder_of, frame_s
 from cnngru_edge.runtime.decode import clip_scores, softmax
@@ -73,6 +73,7 @@ class Transcriber:
     def __init__(self, spec: ModelSpec, config: DecodeConfig | None = None) -> None:
         self._decoder = decoder_of(spec, config or DecodeConfig())
         self._quiet = {0} | {i for i, label in enumerate(spec.labels) if label == " "}
+        self._is_of_words = is_of_words(spec.labels)
         self._needed = max(1, round(spec.endpoint.silence_s / frame_s(spec)))
         self._longest = round(spec.endpoint.longest_s / frame_s(spec))
         self.reset()
@@ -98,7 +99,8 @@ class Transcriber:
             is_quiet = best in self._quiet
             self._silent = self._silent + 1 if is_quiet else 0
             self._spoken += bool(self._spoken) or not is_quiet
-            limit = self._longest if is_quiet and best else 2 * self._longest
+            is_between = is_quiet and (best > 0 or self._is_of_words)
+            limit = self._longest if is_between else 2 * self._longest
             if self._silent >= self._needed or self._spoken >= limit:
                 said += self.end() if self._spoken else []
                 self._begin()  # where nothing was said too: in a beam, rare characters add up

@@ -81,7 +81,7 @@ def test_without_unknown_words_another_word_is_rare(arpa):
         ("go\nleft\n", "not an n-gram model in the ARPA format, or cut short"),
         (ARPA.replace("-0.8\tgo", "much\tgo"), "line 11 is not ARPA: 'much\\\\tgo\\\\t-0.4'"),
         (ARPA.replace("-0.6\tleft </s>", "-0.6\tleft"), "line 18 is not ARPA: '-0.6\\\\tleft'"),
-        (ARPA.replace("go", "GO").replace("left", "LEFT"), "no word in it has only the characters"),
+        (ARPA.replace("go", "GO").replace("left", "LEFT"), "no word in it is one for this model"),
     ],
 )
 def test_what_is_no_arpa_file_is_named(arpa, text, message):
