@@ -17,7 +17,7 @@ from cnngru_edge.export.artefacts import (
 from cnngru_edge.export.compare import Comparison, interval_text
 from cnngru_edge.export.error_rate import ErrorRates
 from cnngru_edge.export.streaming import CANDIDATE, CARRIED, REFERENCE, Row, StreamingComparison
-from cnngru_edge.models.spec import CTC
+from cnngru_edge.models.spec import CTC, is_of_words
 from cnngru_edge.runtime.agreement import sqnr_text
 
 if TYPE_CHECKING:
@@ -282,7 +282,11 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
         console.print(f"{key}: {found[key]}", highlight=False, soft_wrap=True)
     labels = ", ".join(found["spec"]["labels"])
     if found["spec"]["family"] == CTC:
-        labels = f"a blank and {''.join(found['spec']['labels'][1:])!r}"
+        written = found["spec"]["labels"][1:]
+        if is_of_words(found["spec"]["labels"]):
+            labels = f"a blank and {', '.join(word.strip() for word in written)}"
+        else:
+            labels = f"a blank and {''.join(written)!r}"
     console.print(f"labels: {labels}", highlight=False, soft_wrap=True)
     for key in ("inputs", "outputs"):
         table = Table(key.removesuffix("s"), "dtype", "shape")

@@ -193,6 +193,15 @@ def test_a_text_needs_the_characters_of_the_model():
         match_texts(clips, ("<blank>", " ", "n", "o"))
 
 
+def test_a_text_needs_the_words_of_a_model_that_writes_words():
+    clips = [Clip(Path("a.wav"), "", "eval", "", "no go"), Clip(Path("b.wav"), "", "eval", "")]
+    labels = ("<blank>", " go", " no")
+    assert match_texts(clips, labels) == {Path("a.wav"): "no go", Path("b.wav"): ""}
+    with pytest.raises(CorpusError) as caught:
+        match_texts(clips, labels[:2])
+    assert str(caught.value) == ("a.wav: text 'no go' has 'no', and the words of this model are go")
+
+
 def test_an_unknown_word_has_no_text():
     with pytest.raises(CorpusError, match="label 'unknown' does not say what is said"):
         match_texts([Clip(Path("a.wav"), "unknown", "eval", "", "unknown")], tuple("unkow"))

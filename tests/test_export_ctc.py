@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from cnngru_edge.calibration.corpus import read_corpus
 from cnngru_edge.export.artefacts import FLOAT, INT8
 from cnngru_edge.export.search import percent_right
 from cnngru_edge.models.checkpoint import save_checkpoint
+from cnngru_edge.models.cnn_gru import CnnGru
+from cnngru_edge.models.spec import BLANK
 from cnngru_edge.runtime.audio import read_audio
 from cnngru_edge.runtime.golden import GOLDEN, read_golden, selftest, write_golden
 from cnngru_edge.runtime.monitor import Shadow, ShadowConfig
@@ -39,8 +42,13 @@ def texts(demo, tmp_path):
     return folder
 
 
-def test_a_ctc_model_goes_through_the_whole_chain(cli, tiny_ctc, texts, tmp_path):
+@pytest.mark.parametrize("before", ["", " "], ids=["characters", "words"])
+def test_a_ctc_model_goes_through_the_whole_chain(cli, tiny_ctc, texts, tmp_path, before):
     checkpoint, out = tmp_path / "tiny.safetensors", tmp_path / "out"
+    if before:
+        labels = (BLANK, *(f" {word}" for word in "abcd"))
+        weights, tiny_ctc = tiny_ctc.state_dict(), CnnGru(replace(tiny_ctc.spec, labels=labels))
+        tiny_ctc.load_state_dict(weights)
     tiny_ctc.head.bias.data[0] += 3  # few characters, so that INT8 leaves some texts as they are
     save_checkpoint(tiny_ctc, checkpoint)
     chain = ("export", checkpoint, "--data", texts, "--min-clips", 20, "--out", out)
@@ -66,7 +74,7 @@ def test_a_ctc_model_goes_through_the_whole_chain(cli, tiny_ctc, texts, tmp_path
         tested = cli("selftest", "--engine", out / name)
         assert tested.exit_code == 0, tested.stderr + tested.stdout
     shown = cli("inspect", out / INT8)
-    assert "labels: a blank and ' abc'\n" in shown.stdout
+    assert f"labels: a blank and {'a, b, c, d' if before else repr(' abc')}\n" in shown.stdout
     assert cli("bench", out / INT8, "--duration", 0.05).exit_code == 0
     hurt = cli("sensitivity", out / FLOAT, out / INT8, "--data", texts, "--clips", 4)
     assert hurt.exit_code == 0, hurt.stderr

@@ -5,7 +5,17 @@ import pytest
 from conftest import TINY_SPEC
 
 from cnngru_edge.models.errors import SpecError
-from cnngru_edge.models.spec import ALPHABET, CTC, KWS, ConvSpec, EndpointSpec, ModelSpec
+from cnngru_edge.models.spec import (
+    ALPHABET,
+    CTC,
+    KWS,
+    ConvSpec,
+    EndpointSpec,
+    ModelSpec,
+    is_of_words,
+    known_text,
+    spelled,
+)
 
 DEFAULT = ModelSpec(labels=("yes", "no"))
 TEXT = ModelSpec(ALPHABET, family=CTC, endpoint=EndpointSpec(1.5))
@@ -69,12 +79,26 @@ def test_a_ctc_model_has_characters_and_no_words():
     assert TEXT.labels[:4] == ("<blank>", " ", "'", "a")
 
 
+def test_labels_that_are_words_have_a_space_before_them():
+    words = ("<blank>", " no", " yes")
+    assert is_of_words(ModelSpec(words, family=CTC).labels)
+    assert not is_of_words(TEXT.labels)
+    assert not is_of_words(("<blank>", " ", "a"))
+    assert spelled(words, "yes no yes") == [" yes", " no", " yes"]
+    assert spelled(TEXT.labels, "a b") == ["a", " ", "b"]
+    assert known_text(words) == "the words of this model are no, yes"
+    many = ("<blank>", *(f" w{i}" for i in range(23)))
+    assert known_text(many).endswith(", w19 and 3 more")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"family": "rnnt"}, "family: need kws or ctc, got 'rnnt'"),
         ({"labels": ["a", "<blank>"]}, "the first of a CTC model is <blank>, got 'a'"),
-        ({"labels": ["<blank>", "a", "yes"]}, "a CTC model has single characters, got yes"),
+        ({"labels": ["<blank>", "a", "yes"]}, "has single characters, or words .+, got yes"),
+        ({"labels": ["<blank>", " a", " yes", "no"]}, "has single characters, or words .+ got  a"),
+        ({"labels": ["<blank>", " yes", " no no"]}, "or words with a space before each, got  yes"),
         ({"endpoint": {"silence_s": 0}}, "endpoint: silence_s is above 0 to 10 seconds, got 0"),
         ({"endpoint": {"longest_s": 0.5}}, "endpoint: longest_s is 1 .silence_s. to 600 seconds"),
         ({"endpoint": {"silence": 1}}, r"unknown EndpointSpec fields \['silence'\]"),

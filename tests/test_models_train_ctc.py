@@ -15,7 +15,7 @@ from cnngru_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.connected import ConnectedConfig, RowBatch
 from cnngru_edge.models.errors import AudioError, CorpusError, SpecError
-from cnngru_edge.models.spec import ALPHABET, CTC, ConvSpec
+from cnngru_edge.models.spec import ALPHABET, BLANK, CTC, ConvSpec
 from cnngru_edge.models.train_ctc import (
     choose_alphabet,
     ctc_loss,
@@ -117,6 +117,16 @@ def test_what_cannot_be_read_is_named_and_left_out(tones, tmp_path):
     assert reports[1].epoch == 1
 
 
+def test_words_are_learned_as_labels(tones, tmp_path):
+    spec = dataclasses.replace(SPEC, labels=choose_alphabet(tones, of_words=True))
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, epochs=12)
+    reports = list(train_ctc(tones, CnnGru(spec), tmp_path / "out.safetensors", config))
+    assert min(report.word_error_rate for report in reports) < 0.5  # 1 while all is blank
+    model = load_checkpoint(tmp_path / "out.safetensors")
+    assert model.spec.labels == ("<blank>", " a", " o")
+
+
 def test_the_loss_is_minus_the_log_of_all_alignments():
     # Two parts in a row of six frames: " a" in three frames, nothing in three.
     logits = torch.randn(1, 6, 4, dtype=torch.float64)
@@ -149,6 +159,7 @@ def test_the_alphabet_is_english_or_what_the_texts_need(tones):
     assert choose_alphabet(tones) == ALPHABET
     other = Corpus(tones.root, (Clip(tones.root, "", "train", "", "où"),))
     assert choose_alphabet(other) == ("<blank>", " ", "o", "ù")
+    assert choose_alphabet(tones, of_words=True) == ("<blank>", " a", " o")
 
 
 @pytest.mark.parametrize(("text", "strange"), [("Go", "'G'"), ("go 2", "'2'"), ("go-on", "'-'")])
@@ -183,6 +194,15 @@ def test_what_is_not_alike_is_not_taken(tiny, change, message):
         take_convolutions(CnnGru(spec), tiny)
 
 
+def test_the_command_trains_a_model_that_writes_words(tones, tmp_path):
+    out = tmp_path / "words.safetensors"
+    start = ["train", "--family", "ctc", "--units", "words", "--data", str(tones.root)]
+    sizes = ["--epochs", "1", "--hidden-size", "8", "--num-layers", "1"]
+    done = CliRunner().invoke(main, [*start, *sizes, "--out", str(out)])
+    assert done.exit_code == 0, done.stderr
+    assert load_checkpoint(out).spec.labels == (BLANK, " a", " o")
+
+
 def test_the_command_trains_and_goes_on_from_a_checkpoint(tones, tmp_path, kws12_checkpoint):
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     start = ["train", "--family", "ctc", "--data", str(tones.root), "--epochs", "1"]
@@ -207,6 +227,8 @@ def test_options_of_the_other_family_are_refused(tones, tmp_path, tiny_checkpoin
     save_checkpoint(CnnGru(SPEC), text)
     start = ["train", "--data", str(tones.root), "--out", str(tmp_path / "out.safetensors")]
     for options, message in (
+        (["--units", "words"], "--units is for --family ctc"),
+        (["--family", "ctc", "--init", str(text), "--units", "words"], "--init settles labels"),
         (["--family", "ctc", "--light"], "--labels, --light and --read-delay are for --family kws"),
         (["--family", "ctc", "--labels", "yes"], "--labels, --light and --read-delay"),
         (["--family", "ctc", "--init", str(text), "--num-layers", "1"], "--init settles labels"),

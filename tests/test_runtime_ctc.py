@@ -19,6 +19,8 @@ from cnngru_edge.runtime.ctc import (
 from cnngru_edge.runtime.ngram import Ngram
 
 SPEC = ModelSpec((BLANK, " ", "a", "b"), family=CTC)
+OF_WORDS = ModelSpec((BLANK, " a", " ab", " b"), family=CTC)
+both = pytest.mark.parametrize("spec", [SPEC, OF_WORDS], ids=["characters", "words"])
 FRAME_S = 0.02
 NGRAM = Ngram(
     2,
@@ -38,11 +40,11 @@ LOGITS = st.integers(1, 5).flatmap(
 WORDS = {"a": {"": {}, "b": {"": {}}}}  # a, ab
 
 
-def every_text(logits):
+def every_text(logits, spec):
     """The log probability of each text: the sum over all alignments that write it."""
     log_p, found = log_softmax(logits), {}
     for path in itertools.product(range(4), repeat=len(logits)):
-        written = "".join(SPEC.labels[label] for label, _ in itertools.groupby(path) if label)
+        written = "".join(spec.labels[label] for label, _ in itertools.groupby(path) if label)
         text = " ".join(written.split())
         here = sum(log_p[frame, label] for frame, label in enumerate(path))
         found[text] = np.logaddexp(found.get(text, -np.inf), here)
@@ -54,27 +56,30 @@ def logits_of(*frames):
     return np.log(np.maximum(np.array(frames, np.float32), 1e-9))
 
 
-def beam(logits, **config):
-    decoder = BeamDecoder(SPEC, DecodeConfig(**config))
+def beam(logits, spec=SPEC, **config):
+    decoder = BeamDecoder(spec, DecodeConfig(**config))
     decoder.push(logits)
     return decoder
 
 
-@given(LOGITS)
-def test_a_beam_that_keeps_all_sums_over_all_alignments(logits):
-    expected = every_text(logits)
-    assert beam(logits, beam=10**6).texts == pytest.approx(expected, abs=1e-9)
+@both
+@given(logits=LOGITS)
+def test_a_beam_that_keeps_all_sums_over_all_alignments(spec, logits):
+    expected = every_text(logits, spec)
+    assert beam(logits, spec, beam=10**6).texts == pytest.approx(expected, abs=1e-9)
 
 
-@given(LOGITS)
-def test_a_word_list_leaves_the_texts_of_its_words(logits):
-    expected = {t: p for t, p in every_text(logits).items() if set(t.split()) <= {"a", "ab"}}
-    assert beam(logits, beam=10**6, words=WORDS).texts == pytest.approx(expected, abs=1e-9)
+@both
+@given(logits=LOGITS)
+def test_a_word_list_leaves_the_texts_of_its_words(spec, logits):
+    expected = {t: p for t, p in every_text(logits, spec).items() if set(t.split()) <= {"a", "ab"}}
+    assert beam(logits, spec, beam=10**6, words=WORDS).texts == pytest.approx(expected, abs=1e-9)
 
 
-@given(LOGITS)
-def test_an_ngram_adds_what_it_says_to_each_word(logits):
-    expected = every_text(logits)
+@both
+@given(logits=LOGITS)
+def test_an_ngram_adds_what_it_says_to_each_word(spec, logits):
+    expected = every_text(logits, spec)
     for text in expected:
         words = text.split()
         if words:
@@ -82,16 +87,17 @@ def test_an_ngram_adds_what_it_says_to_each_word(logits):
                 NGRAM.log_probability(word, ("<s>", *words[:i])) for i, word in enumerate(words)
             )
             expected[text] += 0.7 * (said + NGRAM.end(("<s>", *words))) + 0.3 * len(words)
-    found = beam(logits, beam=10**6, ngram=NGRAM, alpha=0.7, beta=0.3)
+    found = beam(logits, spec, beam=10**6, ngram=NGRAM, alpha=0.7, beta=0.3)
     assert found.texts == pytest.approx(expected, abs=1e-9)
     best = max(expected.values())
     assert expected[found.transcript.text] == pytest.approx(best, abs=1e-9)
 
 
-@given(LOGITS, st.integers(1, 4))
-def test_a_narrow_beam_never_thinks_a_text_more_probable_than_it_is(logits, width):
-    expected = every_text(logits)
-    for text, log_p in beam(logits, beam=width).texts.items():
+@both
+@given(logits=LOGITS, width=st.integers(1, 4))
+def test_a_narrow_beam_never_thinks_a_text_more_probable_than_it_is(spec, logits, width):
+    expected = every_text(logits, spec)
+    for text, log_p in beam(logits, spec, beam=width).texts.items():
         assert log_p <= expected[text] + 1e-9
 
 
@@ -100,11 +106,12 @@ def test_a_narrow_beam_never_thinks_a_text_more_probable_than_it_is(logits, widt
     [DecodeConfig(), DecodeConfig(beam=3), DecodeConfig(words=WORDS, ngram=NGRAM)],
     ids=["greedy", "beam", "words"],
 )
+@both
 @given(data=st.data())
-def test_however_the_frames_come_the_text_is_the_same(config, data):
+def test_however_the_frames_come_the_text_is_the_same(spec, config, data):
     logits = data.draw(arrays(np.float32, (12, 4), elements=st.floats(-8, 8, width=32)))
     cuts = sorted(data.draw(st.lists(st.integers(0, 12), max_size=4)))
-    whole, cut = decoder_of(SPEC, config), decoder_of(SPEC, config)
+    whole, cut = decoder_of(spec, config), decoder_of(spec, config)
     whole.push(logits)
     for piece in np.split(logits, cuts):
         cut.push(piece)
@@ -162,6 +169,30 @@ def test_a_word_list_corrects_a_character():
     logits = logits_of([0.1, 0, 0.9, 0], [0.9, 0, 0.1, 0], a_or_b, [0.1, 0.9, 0, 0], a_or_b)
     assert beam(logits, beam=8).transcript.text == "ab b"
     assert beam(logits, words=WORDS).transcript.text == "ab a"
+
+
+@pytest.mark.parametrize(
+    "config", [DecodeConfig(), DecodeConfig(beam=8), DecodeConfig(words=WORDS)]
+)
+def test_a_word_that_is_a_label_lies_at_its_peak(config):
+    decoder = decoder_of(OF_WORDS, config)
+    decoder.push(
+        logits_of(  # blank, " a", " ab", " b"
+            [0.2, 0.8, 0, 0],
+            [0.1, 0.9, 0, 0],  # its peak
+            [1, 0, 0, 0],
+            [0.3, 0.7, 0, 0],  # once more
+            [0, 0, 1, 0],
+        )
+    )
+    found = decoder.transcript
+    assert found.text == "a a ab"
+    assert [(word.word, word.start, word.end) for word in found.words] == [
+        ("a", FRAME_S, 2 * FRAME_S),
+        ("a", 3 * FRAME_S, 4 * FRAME_S),
+        ("ab", 4 * FRAME_S, 5 * FRAME_S),
+    ]
+    assert [word.score for word in found.words] == pytest.approx([0.9, 0.7, 1])
 
 
 def test_an_unfinished_word_of_a_list_is_not_written():

@@ -101,8 +101,8 @@ def test_words_are_read_by_their_beginnings(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"on\nUp\n", r"line 2 has 'U', and the characters of this model are 'abc"),
-        (b"go left\n", r"line 1 has ' ', .* give one word in them on each line"),
+        (b"on\nUp\n", r"line 2 has 'U', and the characters of this model are \" 'abc"),
+        (b"go left\n", r"line 1 has ' ', .* give one word on each line"),
         (b"\n\n", r"no words; give one on each line"),
         (b"\xff\xfe", r"not text in UTF-8"),
     ],
@@ -112,6 +112,24 @@ def test_what_is_no_word_list_is_named(tmp_path, data, message):
     path.write_bytes(data)
     with pytest.raises(SessionError, match=f"{path}: {message}"):
         read_words(path, SPEC)
+
+
+def test_a_model_of_words_takes_lists_of_them(tmp_path, arpa):
+    spec = ModelSpec(("<blank>", " go", " left"), family=CTC)
+    path = tmp_path / "words.txt"
+    path.write_text("go\n")
+    assert read_words(path, spec) == {"g": {"o": {"": {}}}}
+    for line in ("goo", "go left"):
+        path.write_text(f"go\n{line}\n")
+        with pytest.raises(SessionError) as caught:
+            read_words(path, spec)
+        assert str(caught.value) == (
+            f"{path}: line 2 has '{line}', and the words of this model are go, left; give one word "
+            "on each line"
+        )
+    assert read_arpa(arpa(ARPA), spec).order == 3
+    with pytest.raises(SessionError, match="no word in it is one for this model: the words of"):
+        read_arpa(arpa(ARPA), ModelSpec(("<blank>", " right"), family=CTC))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -90,6 +90,16 @@ def test_a_text_without_an_end_is_cut_at_a_space_or_at_last_anywhere(config):
     assert found[1].transcript.words[0].start == pytest.approx((2 + 40) * 0.02)
 
 
+def test_a_text_of_words_without_an_end_is_cut_between_words():
+    labels = ("<blank>", " a", " b")
+    endpoint = EndpointSpec(silence_s=0.1, longest_s=0.4)  # 20 frames
+    spec = replace(SPEC, labels=labels, endpoint=endpoint)
+    frames = np.array([1, 1, 0, 2] * 8)
+    logits = 20 * np.eye(3, dtype=np.float32)[frames]
+    (said,) = [one for one in Transcriber(spec).push(logits) if one.is_final]
+    assert said.transcript.text == "a b a b a b a b a b a"  # frame 22 is the first blank
+
+
 def test_an_end_makes_what_there_is_final():
     transcriber = Transcriber(SPEC)
     assert transcriber.end() == []
@@ -202,8 +212,8 @@ def test_a_word_list_that_is_none_is_one_line(refused, tiny_ctc_onnx, clip, tmp_
     (tmp_path / "words.txt").write_text("ab\nabd\n")
     said = refused("run", "--engine", tiny_ctc_onnx, "--words", tmp_path / "words.txt", clip)
     assert said == (
-        f"{tmp_path / 'words.txt'}: line 2 has 'd', and the characters of this model are abc; "
-        "give one word in them on each line"
+        f"{tmp_path / 'words.txt'}: line 2 has 'd', and the characters of this model are ' abc'; "
+        "give one word on each line"
     )
 
 
