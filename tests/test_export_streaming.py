@@ -314,7 +314,7 @@ def test_export_writes_what_the_streams_did(exported):
 
 def test_export_fails_if_a_stream_answers_otherwise(demo, kws12_checkpoint, tmp_path, monkeypatch):
     from cnngru_edge.calibration.ranges import CalibrateConfig
-    from cnngru_edge.export import pipeline
+    from cnngru_edge.export import gates, pipeline
 
     def quantize(source, ranges, target, *how):
         written = pipeline_quantize(source, ranges, target, *how)
@@ -326,7 +326,7 @@ def test_export_fails_if_a_stream_answers_otherwise(demo, kws12_checkpoint, tmp_
     forms = {INT8: ("cpu", True), CHUNK: ("cpu", False)}
     monkeypatch.setattr(pipeline, "quantize_onnx", quantize)
     monkeypatch.setattr(pipeline, "INT8_FORMS", forms)
-    monkeypatch.setattr(pipeline, "ENGINES", {})
+    monkeypatch.setattr(gates, "ENGINES", {})
     corpus = Corpus(demo.root, demo.of("calib")[::4] + demo.of("eval")[::20])
     with pytest.raises(ExportError, match=f"{CHUNK}: as a stream .+ candidate clip, .+% right"):
         pipeline.export(kws12_checkpoint, corpus, tmp_path / "out", CalibrateConfig(min_clips=10))
