@@ -1,13 +1,20 @@
 """A graph of another opset as one of the opset that every target parses."""
 
+import math
+from functools import partial
+
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import defs, version_converter
 
+from cnngru_edge.export.onnx_graph import replace_value
 from cnngru_edge.models.errors import ExportError
 
 OPSET = 17
 """What every TensorRT since 8.6 parses (its operator table)."""
+_GELU = 20
+"""The first opset that has an operator of this name; the converter knows no way down from it."""
 IR_VERSION = 8
 """The IR version of its time."""
 
@@ -25,6 +32,8 @@ def bring_to_opset(model: ir.Model) -> None:
     model.ir_version = IR_VERSION
     if found == OPSET:
         return
+    if found >= _GELU:
+        _spell_out_gelus(model)
     strange = _strangers(model, OPSET) if found > OPSET else []
     if strange:  # the converter knows the way down from 18, where axes became inputs, not from 20
         lowest = (n for n in range(OPSET + 1, found) if not _strangers(model, n))
@@ -35,7 +44,7 @@ def bring_to_opset(model: ir.Model) -> None:
             onnx.checker.check_model(proto)
         except Exception as e:  # the converter's errors have no common base but this
             # Of several lines, the first says it; what follows is where in the library.
-            reason = " ".join(strange) or str(e).strip().splitlines()[0]
+            reason = ", ".join(strange) or str(e).strip().splitlines()[0]
             raise ExportError(
                 f"{model.graph.name}: opset {found} cannot be brought to {OPSET}: {reason}; export "
                 f"it with opset {OPSET}"
@@ -48,6 +57,40 @@ def bring_to_opset(model: ir.Model) -> None:
             new.shape = old.shape
         model.graph = converted
     model.graph.opset_imports[""] = OPSET
+
+
+def _spell_out_gelus(model: ir.Model) -> None:
+    """Write Gelu as torch does for earlier opsets, and ONNX as the operator's meaning."""
+    for node in list(model.graph.all_nodes()):
+        if node.op_type != "Gelu" or node.domain:
+            continue
+        x, graph = node.inputs[0], node.graph
+        assert x is not None
+        assert graph is not None
+        number = partial(_number, graph, node)
+        tape = ir.tape.Tape(graph)
+        if node.attributes.get_string("approximate", "none") == "tanh":
+            cube = tape.op("Mul", [tape.op("Mul", [x, x]), x])
+            inner = tape.op("Add", [x, tape.op("Mul", [cube, number("cubic", 0.044715)])])
+            scale = number("scale", math.sqrt(2 / math.pi))
+            bent = tape.op("Tanh", [tape.op("Mul", [inner, scale])])
+        else:
+            bent = tape.op("Erf", [tape.op("Div", [x, number("root", math.sqrt(2))])])
+        shifted = tape.op("Add", [bent, number("one", 1.0)])
+        product = tape.op("Mul", [tape.op("Mul", [x, shifted]), number("half", 0.5)])
+        for place, part in enumerate(tape.nodes):
+            part.name = f"{node.name or node.outputs[0].name}/{part.op_type}_{place}"
+        graph.insert_before(node, tape.nodes)
+        replace_value(node.outputs[0], product)
+        graph.remove(node, safe=True)
+
+
+def _number(graph: ir.Graph, node: ir.Node, name: str, value: float) -> ir.Value:
+    """A constant of the operators that stand for a node, in the main graph or in a loop."""
+    name = f"{node.name or node.outputs[0].name}/{name}"
+    stored = ir.Value(name=name, const_value=ir.tensor(np.float32(value)))
+    graph.register_initializer(stored)
+    return stored
 
 
 def _strangers(model: ir.Model, opset: int) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import rnn
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
+from cnngru_edge.export.adaptive_pools import pools_of_any_length
 from cnngru_edge.export.frontend_constants import compute_frontend_constants
 from cnngru_edge.export.layer_names import outside_front_end
 from cnngru_edge.export.normal_form import normalize
@@ -23,7 +24,7 @@ from cnngru_edge.export.onnx_trace import replaced, traced
 from cnngru_edge.export.own_onnx import OnnxModel
 from cnngru_edge.export.torchscript import not_traced
 from cnngru_edge.models.errors import ExportError, SpecError
-from cnngru_edge.models.own import OwnModel
+from cnngru_edge.models.own import LEAST_PROBABILITY, OwnModel
 from cnngru_edge.models.whole_spec import LETTERS, AudioInput, fixed_length_of
 from cnngru_edge.runtime.inputs import example_input
 
@@ -90,7 +91,7 @@ def _traced(model: OwnModel) -> ir.Model:
         if model.spec.writes_text:
             free["logits"][1] = "T"
     try:
-        with _unpacked(), warnings.catch_warnings():
+        with _unpacked(), pools_of_any_length(), warnings.catch_warnings():
             # Whether the trace is right is seen when it answers as the module does.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             graph = traced(_Body(model), (example,), [_GIVEN], ["logits"], free)
@@ -215,6 +216,9 @@ def _write_logits(graph: ir.Graph, model: OwnModel, has_frames: bool) -> None:
     tape = ir.tape.Tape(graph)
     if logits.dtype not in {None, ir.DataType.FLOAT}:
         logits = graph.outputs[0] = tape.op("Cast", [logits], {"to": ir.DataType.FLOAT})
+    if model.gives_probabilities:
+        least = tape.initializer(ir.tensor(np.float32(LEAST_PROBABILITY)), name="least_probability")
+        logits = graph.outputs[0] = tape.op("Log", [tape.op("Clip", [logits, least])])
     if not has_frames:
         axis = tape.initializer(ir.tensor(np.array([1], np.int64)), name="frame_axis")
         graph.outputs[0] = tape.op("Unsqueeze", [logits, axis])

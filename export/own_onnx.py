@@ -39,6 +39,12 @@ class OnnxModule(nn.Module):
                 f"{path}: its input {self._input.name} is {kind}, expected float32, or integers "
                 "for tokens; export the model in float32"
             )
+        rows = self._input.shape[0] if self._input.shape else 1
+        if isinstance(rows, int) and rows != 1:
+            raise SpecError(
+                f"{path}: its input {self._input.name} takes {rows} at a time; export it for one, "
+                "or with a free batch axis"
+            )
         answer = self._session.get_outputs()[0]
         if answer.type not in _ANSWERS:
             kind = answer.type.removeprefix("tensor(").removesuffix(")")
@@ -53,7 +59,14 @@ class OnnxModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Its first output, in float32."""
-        given = x.numpy()
+        given, shape = x.numpy(), self._input.shape
+        wrong = len(shape) != given.ndim or any(
+            isinstance(size, int) and size != found
+            for size, found in zip(shape, given.shape, strict=False)
+        )
+        if wrong:
+            sizes = ", ".join(str(size) for size in shape)
+            raise ValueError(f"{self._input.name} of the file is ({sizes})")
         if self._input.type == "tensor(int32)":
             given = given.astype(np.int32)
         answers = self._session.run(None, {self._input.name: given})

@@ -38,6 +38,7 @@ from cnngru_edge.export.compare import (
     MARGIN,
     comparison_fields,
 )
+from cnngru_edge.export.doubt import doubt_about
 from cnngru_edge.export.engine import remove_engine
 from cnngru_edge.export.evidence import described_files, evidence, latencies
 from cnngru_edge.export.flips import hear_again
@@ -218,6 +219,8 @@ def export(
             compare_answers(
                 report, stage, spec, corpus, evaluation, margin, config.workers, progress
             )
+            if isinstance(model, OwnModel) and (doubt := doubt_about(report.comparisons[INT8])):
+                report.notes.append(doubt)
         if isinstance(spec, ModelSpec):
             with _timed(report, "stream"):
                 compare_streams(report, stage, evaluation, margin, progress)

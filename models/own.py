@@ -25,6 +25,8 @@ else:
 
 _LENGTHS = {"length", "lengths", "lens", "input_lengths", "x_len", "x_lens", "seq_len", "seq_lens"}
 _STATES = {"h", "h0", "hx", "hidden", "hidden_state", "state", "states"}
+LEAST_PROBABILITY = 1e-6
+"""Of which the logarithm is taken, in FP16 too, where a softmax gives less or nothing."""
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -70,6 +72,7 @@ class OwnModel(WholeModel):
         self._wants = _wanted(module)
         self.time_first = False  # whether the logits are (T, N, C), as nn.CTCLoss takes them
         self.free_batch = True  # whether it takes any number of clips at a time
+        self.gives_probabilities = False  # of all labels, as from a softmax at its end
         self.why_one = ""  # where its graph, other than itself, takes one only
 
     def given_to_module(self, given: Tensor) -> Tensor:
@@ -88,6 +91,8 @@ class OwnModel(WholeModel):
 
     def logits_of(self, answer: Tensor) -> Tensor:
         """Logits (N, T, C) of what the module itself gives."""
+        if self.gives_probabilities:
+            answer = answer.clamp(min=LEAST_PROBABILITY).log()
         if answer.dim() == 2:
             return answer[:, None]
         return answer.transpose(0, 1) if self.time_first else answer

@@ -56,6 +56,7 @@ def check_runs(model: OwnModel, given: Tensor) -> None:
         if spec.writes_text and logits.shape[0] != logits.shape[1]:
             # Of one alone and of three alike, the axis that has as many is the batch.
             model.time_first = logits.shape[1] == count
+        model.gives_probabilities = _are_probabilities(logits)
     _check_steady(model, given)
     least = least_length_of(spec.input)
     part = given[..., : max(least, given.shape[-1] * 5 // 8)]
@@ -97,6 +98,12 @@ def _check_steady(model: OwnModel, given: Tensor) -> None:
         )
 
 
+def _are_probabilities(answer: Tensor) -> bool:
+    """Whether they add up to one over the labels; then their logarithms are as good as logits."""
+    sums = answer.sum(-1)
+    return bool((answer >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+
+
 def warnings_about(model: OwnModel, given: Tensor) -> Iterator[str]:
     """What a user should know of a module before it is deployed.
 
@@ -104,6 +111,8 @@ def warnings_about(model: OwnModel, given: Tensor) -> Iterator[str]:
         model: the module.
         given: one input, with the batch axis.
     """
+    if model.gives_probabilities:
+        yield "it gives probabilities; what is made gives their logarithms, as logits"
     if not model.free_batch:
         yield "it takes one input at a time, for it does not run on several; so does what is made"
         return

@@ -185,6 +185,24 @@ def test_the_stages_one_by_one_make_the_same(cli, intent, tmp_path):
         assert found.read_bytes() == expected.read_bytes()
 
 
+def test_labels_in_another_order_are_doubted(tmp_path, some_clips, keyword):
+    text = (EXAMPLES / "keyword_crnn.toml").read_text()
+    labels = re.search(r"^labels = (\[.*?\])$", text, flags=re.M | re.S)
+    turned = json.dumps(json.loads(labels[1])[::-1])
+    (tmp_path / "spec.toml").write_text(text.replace(labels[1], turned))
+    args = ("--model", "keyword_crnn:KeywordCrnn", "--spec", tmp_path / "spec.toml")
+    options = ("--data", some_clips, "--min-clips", 20, "--force")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(EXAMPLES))
+        found = export(tmp_path / "out", *args, "--checkpoint", WEIGHTS, *options)
+    assert re.search(
+        r"note: the float model is right on \d+\.\d% here, and always to answer '\w+' would be on "
+        r"\d+\.\d%; are the labels of the spec in the order that it was trained with, and ",
+        found.stdout,
+    )
+    assert "note: the float model is right on" not in keyword.stdout
+
+
 WITH_A_DETERMINANT = """
 import torch
 from torch import nn

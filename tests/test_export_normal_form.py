@@ -1,6 +1,7 @@
 import io
 import re
 import warnings
+from functools import partial
 
 import numpy as np
 import onnx
@@ -296,9 +297,28 @@ def test_what_a_later_opset_writes_otherwise_is_converted(opset):
 
 
 def test_an_opset_that_cannot_be_brought_to_17_is_refused():
-    model = made("later (float[N,4] x) => (float[N,4] y) { y = Gelu(x) }", opset=20)
-    with pytest.raises(ExportError, match=r"^later: opset 20 cannot be brought to 17: .*Gelu.*; "):
+    text = "later (float[N,2,3] x) => (float[N,4,4,2] y) { y = AffineGrid(x, size) }"
+    model = made(text, opset=20, size=np.array([1, 1, 4, 4]))
+    with pytest.raises(
+        ExportError, match=r"^later: opset 20 cannot be brought to 17: AffineGrid.*; "
+    ):
         normalized(model)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_a_gelu_of_a_later_opset_is_spelled_out(approximate):
+    text = f"""g (float[N,4] x) => (float[N,4] y) {{
+        a = Gelu <approximate = "{approximate}"> (x) y = Gelu <approximate = "{approximate}"> (a)
+    }}"""
+    found = normalized(made(text, opset=20))
+    assert found.opset_import[0].version == 17
+    assert {"Erf", "Tanh"} & set(operators(found)) == {"Erf" if approximate == "none" else "Tanh"}
+    assert len({node.name for node in found.graph.node}) == len(found.graph.node)
+    x = np.linspace(-5, 5, 40, dtype=np.float32).reshape(10, 4)
+    gelu = partial(torch.nn.functional.gelu, approximate=approximate)
+    expected = gelu(gelu(torch.from_numpy(x))).numpy()
+    session = onnxruntime.InferenceSession(found.SerializeToString())
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=0, atol=1e-5)
 
 
 def test_a_weight_may_stand_on_the_left():

@@ -28,7 +28,7 @@ from cnngru_edge.export.quantize import layers_in, quantize_checked, quantize_on
 from cnngru_edge.export.targets import TARGETS, TENSORRT, TENSORRT_FP16
 from cnngru_edge.models.errors import ExportError, ParityError, SpecError
 from cnngru_edge.models.own import OwnModel, OwnSpec
-from cnngru_edge.models.own_checks import check_runs
+from cnngru_edge.models.own_checks import check_runs, warnings_about
 from cnngru_edge.models.spec import BLANK
 from cnngru_edge.models.whole_spec import (
     TEXT_ANSWER,
@@ -37,6 +37,7 @@ from cnngru_edge.models.whole_spec import (
     WholeFeatures,
     WholeSpec,
 )
+from cnngru_edge.runtime.decode import softmax
 from cnngru_edge.runtime.inputs import example_input, fitted, read_input
 from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import clip_logits
@@ -452,7 +453,95 @@ def test_a_module_that_writes_texts_goes_through(tmp_path, heard):
     assert found.shape == (2, 49, 4)
 
 
+class Pooled(nn.Module):
+    """Adaptive pools over mel bins and over frames, as image models have them, and a GELU."""
+
+    def __init__(self, pool, frames=1):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 16, (5, 5), (2, 2), padding=2)
+        self.over_bins = getattr(nn, f"Adaptive{pool}Pool2d")((1, None))
+        self.gru = nn.GRU(16, 24, batch_first=True)
+        self.over_frames = getattr(nn, f"Adaptive{pool}Pool1d")(frames)
+        self.fc = nn.Linear(24 * frames, 12)
+
+    def forward(self, x):  # (N, 1, M, T)
+        x = self.over_bins(nn.functional.gelu(self.conv(x)))[:, :, 0]
+        x, _ = self.gru(x.transpose(1, 2))
+        return self.fc(self.over_frames(x.transpose(1, 2)).flatten(1))
+
+
+@pytest.mark.parametrize("pool", ["Avg", "Max"])
+def test_adaptive_pools_take_clips_of_any_length(tmp_path, heard, pool):
+    chain = Made(of_module(Pooled(pool), "N1MT"), tmp_path, heard)
+    np.testing.assert_allclose(chain.logits(chain.float), chain.expected(), rtol=0, atol=1e-4)
+    assert onnxruntime_coverage(chain.forms["cpu"]).weights_int8 == 1
+    assert chain.sqnr_db() > 20
+    with open_session(chain.forms["cpu"]) as session:
+        assert session.inputs[0].shape == ("N", "S")
+
+
+def test_an_adaptive_pool_to_several_frames_is_not_traced(tmp_path, heard):
+    with pytest.raises(ExportError, match="cannot be traced") as caught:
+        traced(of_module(Pooled("Avg", 5), "N1MT"), tmp_path, heard)
+    assert "\n" not in str(caught.value)
+
+
+class Probable(nn.Module):
+    """A softmax at its end, as Keras models have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(40, 32, batch_first=True)
+        self.fc = nn.Linear(32, 12)
+
+    def forward(self, x):  # (N, T, M)
+        return self.fc(self.gru(x)[0][:, -1]).softmax(-1)
+
+
+def test_of_probabilities_the_logarithms_are_the_logits(tmp_path, heard):
+    model = of_module(Probable(), "NTM")
+    given = torch.from_numpy(example_input(model.spec)[None])
+    check_runs(model, given)
+    assert [w for w in warnings_about(model, given) if "it gives probabilities" in w]
+    chain = Made(model, tmp_path, heard)
+    with torch.inference_mode():
+        clip = read_input(model.spec, heard[1][0])
+        expected = model.module(model.given_to_module(torch.from_numpy(clip[None]))).numpy()
+    with open_session(chain.float) as session:
+        found = softmax(clip_logits(session, clip))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert chain.sqnr_db() > 20
+    assert onnxruntime_coverage(chain.forms["cpu"]).weights_int8 == 1
+
+
 # ONNX files of other exporters.
+
+
+def test_a_file_with_a_softmax_at_its_end(tmp_path, heard):
+    free = {0: "n", 1: "t"}
+    path = from_torch(Probable(), tmp_path / "a.onnx", torch.zeros(2, 101, 40), 14, free)
+    model = loaded(path)
+    assert model.gives_probabilities
+    (parity,) = traced(model, tmp_path, heard)
+    assert parity.max_abs_error < 1e-4
+
+
+def test_a_file_for_several_at_a_time_is_refused(tmp_path):
+    path = from_torch(Probable(), tmp_path / "a.onnx", torch.zeros(4, 101, 40), 14)
+    with pytest.raises(SpecError) as caught:
+        loaded(path)
+    assert str(caught.value) == (
+        f"{path}: its input mfcc takes 4 at a time; export it for one, or with a free batch axis"
+    )
+
+
+def test_a_file_of_other_sizes_than_the_spec_says_is_named(tmp_path):
+    free = {0: "n", 1: "t"}
+    path = from_torch(Probable(), tmp_path / "a.onnx", torch.zeros(2, 101, 40), 14, free)
+    for layout in ("NMT", "N1TM"):
+        with pytest.raises(SpecError, match=r"mfcc of the file is \(n, t, 40\)") as caught:
+            loaded(path, replace(KERAS, input=audio(layout)))
+        assert "\n" not in str(caught.value)
 
 
 KERAS = WholeSpec(LABELS, audio("NTM"), why_whole="it is not ours")
