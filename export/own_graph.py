@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import rnn
 
 from cnngru_edge.calibration.collect import FRONTEND_NODES
-from cnngru_edge.export.adaptive_pools import pools_of_any_length
+from cnngru_edge.export.free_length import of_any_length
 from cnngru_edge.export.frontend_constants import compute_frontend_constants
 from cnngru_edge.export.layer_names import outside_front_end
 from cnngru_edge.export.normal_form import normalize
@@ -91,7 +91,7 @@ def _traced(model: OwnModel) -> ir.Model:
         if model.spec.writes_text:
             free["logits"][1] = "T"
     try:
-        with _unpacked(), pools_of_any_length(), warnings.catch_warnings():
+        with _unpacked(), of_any_length(), warnings.catch_warnings():
             # Whether the trace is right is seen when it answers as the module does.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             graph = traced(_Body(model), (example,), [_GIVEN], ["logits"], free)

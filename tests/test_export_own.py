@@ -486,6 +486,37 @@ def test_an_adaptive_pool_to_several_frames_is_not_traced(tmp_path, heard):
     assert "\n" not in str(caught.value)
 
 
+class Attends(nn.Module):
+    """Multi-head attention over all frames, or of the last one over them."""
+
+    def __init__(self, of_last):
+        super().__init__()
+        self.gru = nn.GRU(40, 32, batch_first=True)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True, bias=not of_last)
+        self.fc = nn.Linear(32, 12)
+        self.of_last = of_last
+
+    def forward(self, x):  # (N, T, M)
+        x, _ = self.gru(x)
+        query = x[:, -1:] if self.of_last else x
+        attended, shares = self.attention(query, x, x, need_weights=not self.of_last)
+        if shares is not None:
+            attended = attended * shares.amax(2, keepdim=True)
+        return self.fc(attended.mean(1))
+
+
+@pytest.mark.parametrize("of_last", [False, True])
+def test_attention_takes_clips_of_any_length(tmp_path, heard, of_last):
+    chain = Made(of_module(Attends(of_last), "NTM"), tmp_path, heard)
+    np.testing.assert_allclose(chain.logits(chain.float), chain.expected(), rtol=0, atol=1e-4)
+    assert onnxruntime_coverage(chain.forms["cpu"]).weights_int8 == 1
+    assert chain.sqnr_db() > 20
+    with open_session(chain.forms["cpu"]) as session:
+        assert session.inputs[0].shape == ("N", "S")
+    for target in (TENSORRT, TENSORRT_FP16):
+        assert lint(onnx_graph.load(chain.forms[target.name]), target) == []
+
+
 class Probable(nn.Module):
     """A softmax at its end, as Keras models have it."""
 
