@@ -177,6 +177,7 @@ def _train_ctc(
         CTC_CONFIG,
         CTC_FURTHER,
         CTC_SPEC,
+        OF_WORDS_SPEC,
         choose_alphabet,
         take_convolutions,
         train_ctc,
@@ -191,11 +192,12 @@ def _train_ctc(
             raise click.UsageError("--init settles labels and layers; leave those options out")
         model, config = source, CTC_FURTHER
     else:
+        usual = OF_WORDS_SPEC if units == WORDS else CTC_SPEC
         spec = replace(
-            CTC_SPEC,
+            usual,
             labels=choose_alphabet(corpus, of_words=units == WORDS),
-            hidden_size=hidden_size or CTC_SPEC.hidden_size,
-            num_layers=num_layers or CTC_SPEC.num_layers,
+            hidden_size=hidden_size or usual.hidden_size,
+            num_layers=num_layers or usual.num_layers,
         )
         model = CnnGru(spec)
         if source:

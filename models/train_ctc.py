@@ -27,7 +27,15 @@ from cnngru_edge.models.connected import (
     connect,
 )
 from cnngru_edge.models.errors import AudioError, CorpusError, SpecError
-from cnngru_edge.models.spec import ALPHABET, BLANK, CTC, ConvSpec, ModelSpec, spelled
+from cnngru_edge.models.spec import (
+    ALPHABET,
+    BLANK,
+    CTC,
+    ConvSpec,
+    EndpointSpec,
+    ModelSpec,
+    spelled,
+)
 from cnngru_edge.models.train_run import StreamRun, TrainConfig, load_clips, resume_path
 from cnngru_edge.runtime.audio import Samples
 from cnngru_edge.runtime.stream import FLUSH_S
@@ -47,6 +55,9 @@ CTC_SPEC = ModelSpec(
     family=CTC,
 )
 """What a CTC model is where nothing else is asked for."""
+
+OF_WORDS_SPEC = replace(CTC_SPEC, endpoint=EndpointSpec(silence_s=1.2))
+"""The same for labels that are words: each has one peak, so that more blanks lie between two."""
 
 CTC_CONFIG = TrainConfig(
     epochs=20, batch_size=16, learning_rate=3e-3, warmup_epochs=1.0, average_decay=0.99

@@ -17,6 +17,7 @@ from cnngru_edge.models.connected import ConnectedConfig, RowBatch
 from cnngru_edge.models.errors import AudioError, CorpusError, SpecError
 from cnngru_edge.models.spec import ALPHABET, BLANK, CTC, ConvSpec
 from cnngru_edge.models.train_ctc import (
+    CTC_SPEC,
     choose_alphabet,
     ctc_loss,
     greedy_texts,
@@ -200,7 +201,9 @@ def test_the_command_trains_a_model_that_writes_words(tones, tmp_path):
     sizes = ["--epochs", "1", "--hidden-size", "8", "--num-layers", "1"]
     done = CliRunner().invoke(main, [*start, *sizes, "--out", str(out)])
     assert done.exit_code == 0, done.stderr
-    assert load_checkpoint(out).spec.labels == (BLANK, " a", " o")
+    spec = load_checkpoint(out).spec
+    assert spec.labels == (BLANK, " a", " o")
+    assert spec.endpoint.silence_s > CTC_SPEC.endpoint.silence_s
 
 
 def test_the_command_trains_and_goes_on_from_a_checkpoint(tones, tmp_path, kws12_checkpoint):
