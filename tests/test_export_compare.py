@@ -21,6 +21,7 @@ from cnngru_edge.export.compare import (
     compare_results,
     comparison_fields,
 )
+from cnngru_edge.export.doubt import doubt_about
 from cnngru_edge.export.flips import hear_again, save_flips
 from cnngru_edge.models.atomic import file_sha256
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
@@ -80,6 +81,23 @@ def test_each_clip_counts_where_it_belongs():
     assert found.verdict == "not enough data"
     assert not found.passed
     assert "for a margin of 0.5" in found.summary
+
+
+@pytest.mark.parametrize(
+    ("rows", "doubt"),
+    [
+        (
+            ("yes yes", "no yes", "no yes"),
+            "is right on 33.3% here, and always to answer 'no' would",
+        ),
+        (("yes yes", "no yes"), "is right on 50.0% here, and always to answer '"),
+        (("yes yes", "no yes", "no no"), None),
+        (("yes yes", "yes yes"), None),  # of one class
+    ],
+)
+def test_a_model_that_is_no_better_than_one_answer_is_doubted(rows, doubt):
+    found = doubt_about(compare_results(results(*rows), results(*rows), margin=1))
+    assert (found is None) if doubt is None else found.startswith(f"the float model {doubt}")
 
 
 def test_the_gravest_condition_decides():

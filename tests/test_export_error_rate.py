@@ -18,6 +18,7 @@ from cnngru_edge.export.answers import (
     truth_of,
 )
 from cnngru_edge.export.compare import compare_results, comparison_fields
+from cnngru_edge.export.doubt import doubt_about
 from cnngru_edge.export.error_rate import (
     Edit,
     Errors,
@@ -185,6 +186,16 @@ def test_texts_are_right_if_all_of_them_is_and_the_verdict_is_by_words():
     assert found.clips_needed == rates.clips_needed > 3
     assert "WER of reference 25.00%, candidate 25.00%, +0.00 (" in found.summary
     assert "points of WER (95 %), agreement 33.33%: not enough data for a" in found.summary
+
+
+def test_a_model_that_writes_no_word_right_is_doubted():
+    wrong = results(("go left", "stop now"), ("up", "down"))
+    doubt = doubt_about(compare_results(wrong, wrong, margin=1))
+    assert doubt.startswith(
+        "the float model has a WER of 100% here, and to write nothing 100%; are"
+    )
+    some = results(("go left", "go now"), ("up", "down"))
+    assert doubt_about(compare_results(some, some, margin=1)) is None
 
 
 def test_more_wrong_words_are_worse_though_as_many_texts_are_right():
