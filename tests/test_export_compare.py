@@ -91,7 +91,7 @@ def test_each_clip_counts_where_it_belongs():
             "is right on 33.3% here, and always to answer 'no' would",
         ),
         (("yes yes", "no yes"), "is right on 50.0% here, and always to answer '"),
-        (("yes yes", "no yes", "no no"), None),
+        (("yes yes", "yes yes", "no yes", "no no"), None),
         (("yes yes", "yes yes"), None),  # of one class
     ],
 )
