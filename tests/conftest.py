@@ -50,11 +50,20 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs a GPU: pass --gpu (make test-gpu)"))
 
 
+def seed_torch():
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)  # it begins with another seed in each process
+        sys.modules["torch"].set_num_threads(1)  # models this small are slower with more
+
+
+@pytest.fixture(autouse=True, scope="module")
+def seeded_for_the_fixtures_of_a_module():
+    seed_torch()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
-        sys.modules["torch"].set_num_threads(1)  # models this small are slower with more
+    seed_torch()
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from cnngru_edge.export.quantize import lower, quantize_lowered
 from cnngru_edge.export.recurrent import lower_recurrent
 from cnngru_edge.export.targets import CPU, TARGETS
 
+torch.manual_seed(0)  # of the weights that are made while this is imported
+
 FREE = 12  # of a dimension that is free
 
 
