@@ -32,6 +32,8 @@ def bring_to_opset(model: ir.Model) -> None:
     model.ir_version = IR_VERSION
     if found == OPSET:
         return
+    if found > OPSET:
+        _drop_what_axes_say(model)
     if found >= _GELU:
         _spell_out_gelus(model)
     strange = _strangers(model, OPSET) if found > OPSET else []
@@ -57,6 +59,16 @@ def bring_to_opset(model: ir.Model) -> None:
             new.shape = old.shape
         model.graph = converted
     model.graph.opset_imports[""] = OPSET
+
+
+def _drop_what_axes_say(model: ir.Model) -> None:
+    """What reductions do without axes, where it is the default; torch's newer exporter writes it.
+
+    Since opset 18 every reduction has the attribute; the converter leaves it where it cannot be.
+    """
+    for node in model.graph.all_nodes():
+        if not node.domain and node.attributes.get_int("noop_with_empty_axes", 1) == 0:
+            del node.attributes["noop_with_empty_axes"]
 
 
 def _spell_out_gelus(model: ir.Model) -> None:

@@ -289,9 +289,10 @@ def test_opsets_are_brought_to_17(opset):
     assert found.opset_import[0].version == 17
 
 
+@pytest.mark.parametrize("attributes", ["", "<noop_with_empty_axes = 0>"])
 @pytest.mark.parametrize("opset", [18, 20])
-def test_what_a_later_opset_writes_otherwise_is_converted(opset):
-    text = "g (float[N,4,9] x) => (float[N,4,1] y) { y = ReduceMean(x, axes) }"
+def test_what_a_later_opset_writes_otherwise_is_converted(opset, attributes):
+    text = f"g (float[N,4,9] x) => (float[N,4,1] y) {{ y = ReduceMean {attributes} (x, axes) }}"
     found = normalized(made(text, opset=opset, axes=np.array([2])))
     assert operators(found) == ["ReduceMean"]
 
