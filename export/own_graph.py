@@ -125,7 +125,8 @@ def _read(model: OnnxModel) -> ir.Model:
     """The graph of a file, its first output as logits."""
     path = model.module.path
     try:
-        graph = ir.load(path)
+        # Torch's newer exporter keeps weights in a file beside it; what is made is one file.
+        graph = ir.external_data.load_to_model(ir.load(path))
         for node in graph.graph.all_nodes():
             node.name = outside_front_end(node.name or "") or None
         normalize(graph, of_samples=_takes_samples(model))

@@ -736,6 +736,17 @@ def test_a_file_of_torchs_newest_opset_with_a_mean_over_frames(tmp_path, heard):
         assert parity.max_abs_error < 1e-4
 
 
+def test_weights_may_lie_in_a_file_beside_it(tmp_path, heard):
+    example, free = torch.zeros(2, 40, 101), {0: "n", 2: "t"}
+    path = from_torch(own_models.ConvLstm(), tmp_path / "whole.onnx", example, 17, free)
+    beside = tmp_path / "beside.onnx"
+    onnx.save(onnx.load(path), beside, save_as_external_data=True, location="beside.onnx.data")
+    assert (tmp_path / "beside.onnx.data").stat().st_size > beside.stat().st_size
+    (parity,) = traced(loaded(beside, replace(KERAS, input=audio("NMT"))), tmp_path, heard)
+    assert parity.max_abs_error < 1e-4
+    assert [made.name for made in (tmp_path / "out").iterdir()] == [FLOAT]
+
+
 class Tokens(nn.Module):
     def __init__(self):
         super().__init__()
