@@ -123,10 +123,16 @@ def _built(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def _renamed(weights: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
-    """Without a prefix that all names have, if that makes them fit better."""
+    """Without a prefix that all names have, if that makes them fit better.
+
+    Where all that is expected has one, other names are of what a trainer keeps beside the model.
+    """
     while not weights.keys() & expected:
-        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in weights)), None)
-        if prefix is None:
+        for prefix in _PREFIXES:
+            under = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+            if under and (len(under) == len(weights) or expected <= under.keys()):
+                weights = under
+                break
+        else:
             break
-        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights

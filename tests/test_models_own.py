@@ -328,6 +328,10 @@ def prefixed(prefix, tensors):
         lambda s: prefixed("_orig_mod.", s),
         lambda s: prefixed("module._orig_mod.", s),
         lambda s: {"state_dict": prefixed("model.", s), "epoch": 3, "lr": 0.1},
+        lambda s: {
+            "state_dict": {**prefixed("model.", s), "criterion.weight": torch.ones(12)},
+            "epoch": 3,
+        },
         lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}}, "loss": 0.5},
         lambda s: {"model": prefixed("module.", s)},
         lambda s: {"net": s},
@@ -339,6 +343,7 @@ def prefixed(prefix, tensors):
         "compiled",
         "both",
         "Lightning",
+        "Lightning with a loss",
         "trainer",
         "model",
         "net",
