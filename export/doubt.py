@@ -2,6 +2,8 @@
 
 from cnngru_edge.export.compare import Comparison
 
+_LEAST_CLIPS = 10
+"""Of a class, from which it is told that it stands in another's place."""
 _ASK = (
     "are the labels of the spec in the order that it was trained with, and are layout and features "
     "of [input] those of its training?"
@@ -24,8 +26,27 @@ def doubt_about(found: Comparison) -> str | None:
     commonest = max(found.by_class, key=lambda one: one.clips)
     right, share = found.clean.reference_accuracy, commonest.clips / found.clips
     if right > share:
-        return None
+        return _doubt_about_order(found)
     return (
         f"the float model is right on {right:.1%} here, and always to answer {commonest.group!r} "
         f"would be on {share:.1%}; {_ASK}"
     )
+
+
+def _doubt_about_order(found: Comparison) -> str | None:
+    """The first class that is called by another's name, which is not called so itself.
+
+    A model that answers one label to everything calls that label's own clips by it too.
+    """
+    rows = found.confusion["reference"]
+    for true, row in enumerate(rows):
+        most = max(range(len(row)), key=row.__getitem__)
+        clips = sum(row)
+        if clips < _LEAST_CLIPS or most == true or 2 * row[most] <= clips:
+            continue
+        if 2 * rows[most][most] < sum(rows[most]):
+            return (
+                f"the float model answers {found.labels[most]!r} to {row[most]} of {clips} clips "
+                f"of {found.labels[true]!r}; {_ASK}"
+            )
+    return None

@@ -93,6 +93,12 @@ def test_each_clip_counts_where_it_belongs():
         (("yes yes", "no yes"), "is right on 50.0% here, and always to answer '"),
         (("yes yes", "yes yes", "no yes", "no no"), None),
         (("yes yes", "yes yes"), None),  # of one class
+        (
+            (*["silence silence"] * 30, *["yes no"] * 10, *["no yes"] * 9, "no no"),
+            "answers 'no' to 10 of 10 clips of 'yes'",
+        ),
+        ((*["silence silence"] * 30, *["yes no"] * 8, "yes yes", *["no yes"] * 9), None),  # too few
+        ((*["silence silence"] * 30, *["yes no"] * 10, *["no no"] * 10), None),  # one is not known
     ],
 )
 def test_a_model_that_is_no_better_than_one_answer_is_doubted(rows, doubt):
