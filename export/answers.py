@@ -13,6 +13,7 @@ from cnngru_edge.calibration.corpus import Clip, match_labels, match_texts
 from cnngru_edge.calibration.workers import in_order
 from cnngru_edge.models.atomic import file_sha256, write_file
 from cnngru_edge.models.errors import CorpusError, InputError, SessionError
+from cnngru_edge.models.spec import spelled
 from cnngru_edge.models.streams import excerpt, snr_gain
 from cnngru_edge.models.whole_spec import Spec, sample_rate_of
 from cnngru_edge.runtime.audio import Samples, read_audio
@@ -251,7 +252,7 @@ def _is_whole(clip: Answered, results: Results) -> bool:
     """Whether a file says all of a clip that it should, in the labels of its model."""
     said = [clip.true, *(answer.label for answer in clip.answers)]
     if results.writes_text:
-        said = [character for text in said for character in text]
+        said = [label for text in said for label in spelled(results.labels, text)]
     return (
         len(clip.answers) == len(results.conditions)
         and set(said) <= set(results.labels)

@@ -36,6 +36,10 @@ def of_any_length() -> Iterator[None]:
                 instead = _over_axes(getattr(nn.functional, name), pooled, axes)
                 stack.enter_context(replaced(nn.functional, name, instead))
         stack.enter_context(replaced(nn.functional, _ATTEND.__name__, _attend))
+        # Of frozen weights torch would call one operator that ONNX does not have.
+        fast = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
 
 

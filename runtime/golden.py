@@ -181,7 +181,7 @@ def write_golden(
         forms = [held.enter_context(open_session(form)) for form in candidates]
         chosen, answers = [], []
         spec = session.spec
-        for lead, clip in _in_turn(session, clips, _longest(spec, forms)):
+        for lead, clip in _in_turn(session, clips, _lengths(spec, forms)):
             found = [clip_logits(form, _unpacked(spec, clip.given)) for form in forms]
             is_same = (clip_answer(spec, logits) == clip.label for logits in found)
             if all(is_same) and all(clip_lead(spec, logits) >= lead / 2 for logits in found):
@@ -249,14 +249,17 @@ def _unpacked(spec: Spec, packed: npt.NDArray[Any]) -> Array:
     return packed.reshape(1, spec.input.height, -1).astype(np.float32) / np.float32(255)
 
 
-def _longest(spec: Spec, forms: Sequence[Session]) -> int | None:
-    """Of an input that a model takes whole: what its engines are built for."""
+def _lengths(spec: Spec, forms: Sequence[Session]) -> tuple[float, float]:
+    """The shortest and the longest input that engines of a model that takes it whole take."""
     seen = [form.metadata[CLIP_SAMPLES_KEY] for form in forms if CLIP_SAMPLES_KEY in form.metadata]
-    return int(seen[0].split(",")[-1]) if isinstance(spec, WholeSpec) and seen else None
+    if not isinstance(spec, WholeSpec) or not seen:
+        return 0, math.inf
+    shortest, _, longest = map(int, seen[0].split(","))
+    return shortest, longest
 
 
 def _in_turn(
-    session: Session, sources: Sequence[Source], longest: int | None
+    session: Session, sources: Sequence[Source], lengths: tuple[float, float]
 ) -> Iterator[tuple[float, GoldenClip]]:
     """Clips that can be read and by how much they lead, label after label, the sure ones first."""
     spec = session.spec
@@ -267,7 +270,8 @@ def _in_turn(
         except InputError:
             continue  # whoever hears all of them names it
         rounded = _unpacked(spec, given)
-        if rounded.shape[-1] > (longest or math.inf) or given.nbytes > _LARGEST // (2 * _CLIPS):
+        fits = lengths[0] <= rounded.shape[-1] <= lengths[1]
+        if not fits or given.nbytes > _LARGEST // (2 * _CLIPS):
             continue
         logits = clip_logits(session, rounded)
         label, lead = clip_answer(spec, logits), clip_lead(spec, logits)

@@ -188,6 +188,15 @@ def test_texts_are_right_if_all_of_them_is_and_the_verdict_is_by_words():
     assert "points of WER (95 %), agreement 33.33%: not enough data for a" in found.summary
 
 
+def test_results_in_words_are_read_again(tmp_path):
+    words = replace(results(("go left", "left go")), labels=("<blank>", " go", " left"))
+    words.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == words
+    replace(words, labels=("<blank>", " go")).save(tmp_path / "other.json")
+    with pytest.raises(SessionError, match="not a results file"):
+        Results.load(tmp_path / "other.json")
+
+
 def test_a_model_that_writes_no_word_right_is_doubted():
     wrong = results(("go left", "stop now"), ("up", "down"))
     doubt = doubt_about(compare_results(wrong, wrong, margin=1))

@@ -505,9 +505,11 @@ class Attends(nn.Module):
         return self.fc(attended.mean(1))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("of_last", [False, True])
-def test_attention_takes_clips_of_any_length(tmp_path, heard, of_last):
-    chain = Made(of_module(Attends(of_last), "NTM"), tmp_path, heard)
+def test_attention_takes_clips_of_any_length(tmp_path, heard, of_last, frozen):
+    module = Attends(of_last).requires_grad_(not frozen)
+    chain = Made(of_module(module, "NTM"), tmp_path, heard)
     np.testing.assert_allclose(chain.logits(chain.float), chain.expected(), rtol=0, atol=1e-4)
     assert onnxruntime_coverage(chain.forms["cpu"]).weights_int8 == 1
     assert chain.sqnr_db() > 20
