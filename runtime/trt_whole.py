@@ -29,9 +29,7 @@ class TrtWhole:
         session, context = self._session, self._context
         session.log.start()
         if not context.set_input_shape(self._name, given.shape):
-            built = (
-                f"built for {session.max_batch} of a certain length, {session.max_samples} at most"
-            )
+            built = f"built for {session.max_batch} of {session.max_samples} at most"
             raise session.failure(f"does not take {self._name} of shape {given.shape}, {built}")
         shape = tuple(context.get_tensor_shape("logits"))
         given = np.ascontiguousarray(given, self._dtype)
