@@ -22,7 +22,7 @@ from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.errors import EdgeError, ExportError
 from cnngru_edge.models.receipt import Coverage
 from cnngru_edge.models.spec import METADATA_KEY
-from cnngru_edge.models.whole_spec import WholeSpec, least_length_of, read_spec, sample_rate_of
+from cnngru_edge.models.whole_spec import OWN, WholeSpec, least_length_of, read_spec, sample_rate_of
 from cnngru_edge.runtime import jetson, trt_library
 from cnngru_edge.runtime.cuda import Cuda, Gpu
 from cnngru_edge.runtime.engine_file import LIBRARIES
@@ -399,7 +399,9 @@ class _Build:
         if isinstance(self.spec, WholeSpec):
             least = least_length_of(self.spec.input)
             longest = max(longest, least)
-            return max(least, min(shortest, longest)), min(max(median, least), longest), longest
+            if self.spec.family == OWN:  # what it runs on at all, its owner need not have said
+                least = max(least, min(shortest, longest))
+            return least, min(max(median, least), longest), longest
         assert rate is not None
         chunk, flush = self.spec.chunk_length, round(FLUSH_S * rate)
         usual, most = (-(-(length + flush) // chunk) * chunk for length in (median, longest))

@@ -99,9 +99,12 @@ def _check_steady(model: OwnModel, given: Tensor) -> None:
 
 
 def _are_probabilities(answer: Tensor) -> bool:
-    """Whether they add up to one over the labels; then their logarithms are as good as logits."""
+    """Whether they add up to one over the labels; then their logarithms are as good as logits.
+
+    A softmax in FP16 does so to 1e-3.
+    """
     sums = answer.sum(-1)
-    return bool((answer >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+    return bool((answer >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=2e-3)
 
 
 def warnings_about(model: OwnModel, given: Tensor) -> Iterator[str]:

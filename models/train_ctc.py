@@ -195,12 +195,8 @@ def ctc_loss(batch: RowBatch, spec: ModelSpec, logits: Tensor) -> Tensor:
     ]
     texts = [text for of_row in batch.texts for text in of_row]
     before = " " if " " in spec.labels else ""
-    targets = [
-        torch.tensor([spec.labels.index(x) for x in spelled(spec.labels, before + text)])
-        if text
-        else torch.tensor([])
-        for text in texts
-    ]
+    written = [spelled(spec.labels, before + text) if text else [] for text in texts]
+    targets = [torch.tensor([spec.labels.index(label) for label in one]) for one in written]
     loss: Tensor = nn.functional.ctc_loss(
         pad_sequence(parts),
         torch.cat(targets).long(),

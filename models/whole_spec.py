@@ -167,6 +167,11 @@ class WholeSpec:
             raise SpecError(f"labels: need at least two, all different, got {list(self.labels)}")
         if self.writes_text and self.labels[0] != BLANK:
             raise SpecError(f"labels: the first of a CTC model is {BLANK}, got {self.labels[0]!r}")
+        if self.writes_text and all(len(x) > 1 and x[0] != " " for x in self.labels[1:]):
+            raise SpecError(
+                "labels: a CTC model has characters, or words with a space before each, got "
+                f"{', '.join(self.labels[1:4])}, ..."
+            )
 
     @property
     def writes_text(self) -> bool:

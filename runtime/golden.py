@@ -250,7 +250,7 @@ def _unpacked(spec: Spec, packed: npt.NDArray[Any]) -> Array:
 
 
 def _lengths(spec: Spec, forms: Sequence[Session]) -> tuple[float, float]:
-    """The shortest and the longest input that engines of a model that takes it whole take."""
+    """Of a model that takes its input whole, how long one is that all its engines take."""
     seen = [form.metadata[CLIP_SAMPLES_KEY] for form in forms if CLIP_SAMPLES_KEY in form.metadata]
     if not isinstance(spec, WholeSpec) or not seen:
         return 0, math.inf
@@ -314,6 +314,8 @@ def _arrays(data: bytes) -> dict[str, npt.NDArray[Any]]:
     if size > _LARGEST:
         raise ValueError(f"{size:,} bytes of arrays")
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        if (found := file["format"].item()) != _FORMAT:  # other formats have other arrays
+            raise ValueError(f"format {found}, expected {_FORMAT}")
         arrays = {name: file[name] for name in _ARRAYS}
     for name, (kind, dimensions) in _ARRAYS.items():
         array = arrays[name]
@@ -323,8 +325,6 @@ def _arrays(data: bytes) -> dict[str, npt.NDArray[Any]]:
 
 
 def _golden(arrays: dict[str, npt.NDArray[Any]]) -> Golden:
-    if (found := arrays["format"].item()) != _FORMAT:
-        raise ValueError(f"format {found}, expected {_FORMAT}")
     spec = read_spec(str(arrays["spec"]))
     names, labels = arrays["names"].tolist(), arrays["labels"].tolist()
     given, logits = (_split(arrays, *pair) for pair in (("given", "lengths"), ("logits", "frames")))

@@ -173,11 +173,12 @@ class Shadow:
         self._thread.start()
         try:
             self._opened.result()
+            if self.config.flips is not None:
+                self.config.flips.mkdir(parents=True, exist_ok=True)
         except Exception:
+            self._samples.put(None)
             self._thread.join()
             raise
-        if self.config.flips is not None:
-            self.config.flips.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -60,13 +60,13 @@ def read_words(path: Path, spec: Spec) -> Trie:
             write.
     """
     root: Trie = {}
-    known = {label for label in spec.labels[1:] if label != " "}
+    labels = [label for label in spec.labels if label != " "]  # none within a word
     for number, line in enumerate(_lines(path), start=1):
-        units = [f" {line}"] if line and is_of_words(spec.labels) else list(line)
-        if strange := sorted(set(units) - known):
+        units = [f" {line}"] if line and is_of_words(labels) else list(line)
+        if strange := sorted(set(units) - set(labels)):
             raise SessionError(
                 f"{path}: line {number} has {strange[0].strip() or ' '!r}, and "
-                f"{known_text(spec.labels)}; give one word on each line"
+                f"{known_text(labels)}; give one word on each line"
             )
         node = root
         for character in line:

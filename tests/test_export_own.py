@@ -550,6 +550,17 @@ def test_of_probabilities_the_logarithms_are_the_logits(tmp_path, heard):
 # ONNX files of other exporters.
 
 
+class ProbableInHalf(Probable):
+    def forward(self, x):
+        return super().forward(x).half()
+
+
+def test_probabilities_in_half_precision_are_seen():
+    model = of_module(ProbableInHalf(), "NTM")
+    check_runs(model, torch.from_numpy(example_input(model.spec)[None]))
+    assert model.gives_probabilities
+
+
 def test_a_file_with_a_softmax_at_its_end(tmp_path, heard):
     free = {0: "n", 1: "t"}
     path = from_torch(Probable(), tmp_path / "a.onnx", torch.zeros(2, 101, 40), 14, free)

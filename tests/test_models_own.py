@@ -124,6 +124,11 @@ def test_tokens_and_images_are_read_from_toml(toml):
         ),
         ("[model]", 'answers = "words"\n[model]', "answers: need label or text, got 'words'"),
         ("[model]", 'answers = "text"\n[model]', "labels: the first of a CTC model is <blank>, .+"),
+        (
+            '["yes", "no"]',
+            '["<blank>", "yes", "no"]\nanswers = "text"',
+            "labels: a CTC model has characters, or words with a space before each, got yes, no, .+",
+        ),
         ('"audio"', '"video"', "input: kind is one of audio, tokens, image, got 'video'"),
         ("samples = 16000", "length = 16000", "input: unknown fields length"),
         (

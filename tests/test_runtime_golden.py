@@ -255,7 +255,7 @@ BAD_ARRAYS = {
     "missing": ({"given": None}, "given is not a file in the archive"),
     "type": ({"given": np.zeros(9, np.float32)}, r"given is of type float32 and shape \(9,\)"),
     "shape": ({"logits": np.zeros(12, np.float32)}, r"logits is of type float32 and shape \(12,"),
-    "format": ({"format": np.array(1)}, "format 1, expected 2"),
+    "format": ({"format": np.array(1), "given": None}, "format 1, expected 2"),
     "spec": ({"spec": np.array("{")}, "model spec: not JSON"),
     "given": ({"given": np.zeros(9, np.int16)}, r"given: \d+ expected, 9 found"),
     "names": ({"names": np.array(["a"])}, "16 lengths, 16 frames, 1 names, 16 labels"),

@@ -101,7 +101,7 @@ def test_words_are_read_by_their_beginnings(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"on\nUp\n", r"line 2 has 'U', and the characters of this model are \" 'abc"),
+        (b"on\nUp\n", r"line 2 has 'U', and the characters of this model are \"'abc"),
         (b"go left\n", r"line 1 has ' ', .* give one word on each line"),
         (b"\n\n", r"no words; give one on each line"),
         (b"\xff\xfe", r"not text in UTF-8"),

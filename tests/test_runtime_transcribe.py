@@ -212,7 +212,7 @@ def test_a_word_list_that_is_none_is_one_line(refused, tiny_ctc_onnx, clip, tmp_
     (tmp_path / "words.txt").write_text("ab\nabd\n")
     said = refused("run", "--engine", tiny_ctc_onnx, "--words", tmp_path / "words.txt", clip)
     assert said == (
-        f"{tmp_path / 'words.txt'}: line 2 has 'd', and the characters of this model are ' abc'; "
+        f"{tmp_path / 'words.txt'}: line 2 has 'd', and the characters of this model are 'abc'; "
         "give one word on each line"
     )
 

@@ -183,6 +183,14 @@ def test_it_passes_its_self_test_on_inputs_that_it_is_built_for(
     assert cuda.leaks() == []
 
 
+def test_a_phrase_may_be_shorter_than_any_that_was_calibrated_with(build, tiny_text):
+    engine, graph, cuda, _ = build("text")
+    given = tokens_of("light", tiny_text.spec.input)  # the shortest there was one word more
+    with open_session(engine) as session, open_session(graph) as reference:
+        same(clip_logits(session, given), clip_logits(reference, given))
+    assert cuda.leaks() == []
+
+
 def test_an_engine_that_fails_is_told(build):
     engine, _, cuda, trt = build("text")
     with open_session(engine) as session:
