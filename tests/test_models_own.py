@@ -127,7 +127,7 @@ def test_tokens_and_images_are_read_from_toml(toml):
         (
             '["yes", "no"]',
             '["<blank>", "yes", "no"]\nanswers = "text"',
-            "labels: a CTC model has characters, or words with a space before each, got yes, no, .+",
+            "labels: a CTC model has characters, or words with a space before .+ got yes, no, .+",
         ),
         ('"audio"', '"video"', "input: kind is one of audio, tokens, image, got 'video'"),
         ("samples = 16000", "length = 16000", "input: unknown fields length"),
