@@ -31,13 +31,11 @@ from cnngru_edge.export.source import Source, load_source, source_options
 from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
 from cnngru_edge.export.train_cli import train
 from cnngru_edge.export.verdict_cli import compare, inspect, sensitivity
-from cnngru_edge.models.errors import BackendMissing, EdgeError
+from cnngru_edge.models.errors import EdgeError
 from cnngru_edge.runtime.cli import FILE, bench, doctor, report_skipped, run, selftest
 from cnngru_edge.runtime.engine_file import LIBRARIES
+from cnngru_edge.runtime.libraries import import_fault
 from cnngru_edge.runtime.progress import advance_of, progress_bars
-
-_GRAPHS = {"onnx", "onnx_ir"}
-_EXTRA = {"PIL", "jinja2", "torch", "torchaudio", "safetensors", "scipy"} | _GRAPHS
 
 
 class Group(click.Group):
@@ -49,14 +47,13 @@ class Group(click.Group):
             return super().invoke(ctx)
         except EdgeError as e:
             raise click.ClickException(str(e)) from e
-        except ModuleNotFoundError as e:
-            if e.name not in _EXTRA:
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except Exception as e:
+            if fault := import_fault(e):
+                raise click.ClickException(str(fault)) from e
+            if not isinstance(e, OSError):
                 raise
-            missing = f"{e.name} is not installed: pip install 'cnngru-edge[export]'"
-            if e.name in _GRAPHS:
-                missing += ", or, to build engines on a device, onnx onnx-ir"
-            raise click.ClickException(str(BackendMissing(missing))) from e
-        except OSError as e:
             where = f"{e.filename}: " if e.filename else ""
             raise click.ClickException(f"{where}{e.strerror or e}") from e
 

@@ -5,14 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import soundfile
-
 from cnngru_edge.export.answers import CLEAN, Conditions, check_conditions
 from cnngru_edge.export.compare import Comparison
 from cnngru_edge.models.atomic import file_sha256, staged
 from cnngru_edge.models.errors import AudioError, SessionError
-from cnngru_edge.runtime.audio import Recording, read_audio
+from cnngru_edge.runtime.audio import Recording, read_audio, write_wav
 
 _UNSAFE = re.compile(r"[^\w.-]")  # in a file's name
 _NAMED = 30  # characters of a text in it
@@ -76,8 +73,8 @@ def save_flips(
     hear = hear_again(comparison, root, conditions or Conditions())
     with staged(folder) as stage:
         for number, flip in enumerate(comparison.flips, start=1):
-            samples = np.clip(hear(flip.path, flip.condition).samples, -1, 1)
+            samples = hear(flip.path, flip.condition).samples
             said = (flip.condition, flip.true, flip.reference, flip.candidate)
             name = "_".join((f"{number:03}", *(s[:_NAMED] for s in said), Path(flip.path).stem))
             target = stage / f"{_UNSAFE.sub('-', name)}.wav"
-            soundfile.write(target, samples, comparison.sample_rate)
+            write_wav(target, samples, comparison.sample_rate)

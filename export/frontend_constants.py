@@ -5,11 +5,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import torch
 
 from cnngru_edge.calibration.collect import FRONTEND_CONSTANTS, FRONTEND_NODES
 from cnngru_edge.export.integer import named
 from cnngru_edge.models.frontend import LogMel, half_window, heard_bins
+from cnngru_edge.models.mel import mel_edges
 
 
 def compute_frontend_constants(graph: ir.Model, log_mel: LogMel) -> None:
@@ -22,9 +22,7 @@ def compute_frontend_constants(graph: ir.Model, log_mel: LogMel) -> None:
     first_bin, last_bin = heard_bins(spec)
     bins = np.arange(first_bin, last_bin + 1, dtype=np.float32)
     offsets, weights = (values[:, None].numpy() for values in half_window(spec))
-    first, last = (2595 * math.log10(1 + f / 700) for f in (spec.f_min, spec.f_max))
-    # Rounded where torchaudio rounds: next to a loud bin, an edge's last bit can be seen.
-    edges = 700 * (10 ** (torch.linspace(first, last, spec.n_mels + 2) / 2595) - 1)
+    edges = mel_edges(spec)
     tape = ir.tape.Tape(graph.graph)
 
     def constant(name: str, value: npt.ArrayLike) -> ir.Value:
@@ -44,7 +42,7 @@ def compute_frontend_constants(graph: ir.Model, log_mel: LogMel) -> None:
     sine = node("Mul", node("Sin", angle), window)
     frequency = constant("frequencies", bins[:, None] * (spec.sample_rate / spec.n_fft))
     low, centre, high = (
-        constant(name, edges[i : i + spec.n_mels].numpy())
+        constant(name, edges[i : i + spec.n_mels])
         for i, name in enumerate(("mel_low", "mel_centre", "mel_high"))
     )
     rising = node("Div", node("Sub", frequency, low), node("Sub", centre, low))

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cnngru_edge.models.mel import mel_filterbank
 from cnngru_edge.models.spec import FeatureSpec
 
 
@@ -27,12 +28,8 @@ class LogMel(nn.Module):
 
     def __init__(self, spec: FeatureSpec) -> None:
         super().__init__()
-        # torchaudio is needed to build a model, not to read a spec.
-        from torchaudio.functional import melscale_fbanks
-
         self.spec = spec
-        bins = spec.n_fft // 2 + 1
-        mel = melscale_fbanks(bins, spec.f_min, spec.f_max, spec.n_mels, spec.sample_rate)
+        mel = torch.from_numpy(mel_filterbank(spec))
         first, last = heard_bins(spec)
         offsets, weights = half_window(spec)
         angle = offsets[:, None] * torch.arange(first, last + 1) * (2 * math.pi / spec.n_fft)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from cnngru_edge.models.frontend import LogMel
+from cnngru_edge.models.mel import dct_matrix
 from cnngru_edge.models.whole_spec import DECIBELS, WholeFeatures
 
 
@@ -18,11 +19,9 @@ class ClipFeatures(nn.Module):
 
     def __init__(self, spec: WholeFeatures) -> None:
         super().__init__()
-        from torchaudio.functional import create_dct
-
         self.spec = spec
         self.log_mel = LogMel(spec)
-        dct = create_dct(spec.n_mfcc or 1, spec.n_mels, norm="ortho")
+        dct = torch.from_numpy(dct_matrix(spec.n_mels, spec.n_mfcc or 1))
         self.register_buffer("dct", dct, persistent=False)  # (M, coefficients)
 
     def forward(self, audio: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import soxr
 
 from cnngru_edge.runtime.audio import Samples
 from cnngru_edge.runtime.stream import FLUSH_S
@@ -118,6 +117,8 @@ class StreamBuilder:
     def _spoken(self, clip: Samples, rng: np.random.Generator) -> Samples:
         if rng.random() < 0.7:
             factor = rng.uniform(*self.config.speed)
+            import soxr  # comparing needs this module, and no resampling
+
             clip = soxr.resample(clip, self.rate * factor, self.rate, quality="LQ")
         return fade(clip, round(rng.uniform(0.001, 0.02) * self.rate)) * self._gain(rng)
 

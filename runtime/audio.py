@@ -5,14 +5,14 @@ import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
-import soxr
 
 from cnngru_edge.models.errors import AudioError
+
+# soundfile and soxr are loaded where they are used: phrases, images and `doctor` do without them.
 
 Samples = npt.NDArray[np.float32]
 
@@ -49,6 +49,8 @@ def read_audio(path: Path, sample_rate: int) -> Recording:
         raise AudioError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: the file is empty")
+    import soundfile
+
     try:
         with soundfile.SoundFile(path) as f:
             source_rate, channels, announced, log = f.samplerate, f.channels, f.frames, f.extra_info
@@ -67,10 +69,19 @@ def read_audio(path: Path, sample_rate: int) -> Recording:
         raise AudioError(f"{path}: no samples in the file")
     _check_samples(path, samples)
     if source_rate != sample_rate:
+        import soxr
+
         samples = soxr.resample(samples, source_rate, sample_rate)
     if not len(samples):
         raise AudioError(f"{path}: too short, {len(frames)} samples at {source_rate} Hz")
     return Recording(np.ascontiguousarray(samples), sample_rate, source_rate, channels)
+
+
+def write_wav(file: Path | BinaryIO, samples: Samples, sample_rate: int) -> None:
+    """Write `samples` (S,), full scale 1, as a WAV of 16 bits; louder ones are clipped."""
+    import soundfile
+
+    soundfile.write(file, np.clip(samples, -1, 1), sample_rate, "PCM_16", format="WAV")
 
 
 def pad_to_multiple(samples: Samples, length: int) -> Samples:
@@ -86,6 +97,8 @@ def file_blocks(path: Path) -> tuple[int, Iterator[Samples]]:
     """
     if not path.is_file():
         raise AudioError(f"{path}: no such file")
+    import soundfile
+
     try:
         file = soundfile.SoundFile(path)
     except soundfile.LibsndfileError as e:

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from cnngru_edge.runtime.engine_file import RTX_CAPABILITIES
+from cnngru_edge.runtime.libraries import remedy
 from cnngru_edge.runtime.machine import Library, Machine
 
 OLDEST_PYTHON = Version("3.10")
-OLDEST_ONNXRUNTIME = Version("1.22")  # the first whose MatMulNBits takes 8 bits on a CPU
+OLDEST_ONNXRUNTIME = Version("1.23")  # the first whose MatMulNBits takes 8 bits on Arm
 OLDEST_TENSORRT = Version("8.6")
 _CUDA_PROVIDER = "CUDAExecutionProvider"
 
@@ -51,6 +52,9 @@ def diagnose(machine: Machine) -> Diagnosis:
         found = f"{_CUDA_PROVIDER} is there and not used: .onnx files are run on the CPU"
         backends.append(Backend("ONNX Runtime, CUDA", (), found))
     backends += [_tensorrt(machine), _rtx(machine), _torchscript(machine)]
+    backends.append(_stage(machine, "recordings", "read", ("soundfile", "soxr")))
+    backends.append(_stage(machine, "export", "run", ("torch", "onnx", "onnx_ir")))
+    backends.append(_stage(machine, "training", "run", ("torch", "torchaudio")))
     return Diagnosis(machine, tuple(_machine_steps(machine)), tuple(backends))
 
 
@@ -208,6 +212,20 @@ def _torchscript(machine: Machine) -> Backend:
     if machine.l4t:
         return Backend(name, (), f"{found}; a device does not need it")
     return Backend(name, (), found, ("pip install 'cnngru-edge[export]'",))
+
+
+def _stage(machine: Machine, name: str, verb: str, libraries: tuple[str, ...]) -> Backend:
+    """What needs libraries and no device: reading recordings, exporting, training."""
+    found = {library: machine.library(library) for library in libraries}
+    absent = {name: library for name, library in found.items() if not library.version}
+    if not absent:
+        return Backend(name, (verb,), ", ".join(f"{n} {lib.version}" for n, lib in found.items()))
+    text = "; ".join(f"{n}: {library.absence}" for n, library in absent.items())
+    is_for_a_host = "torch" in libraries
+    if machine.l4t and is_for_a_host:
+        return Backend(name, (), f"{text}; a device does not need it")
+    steps = (remedy(n, is_broken=bool(library.error)) for n, library in absent.items())
+    return Backend(name, (), text, tuple(dict.fromkeys(steps)))
 
 
 def _wheels_of(machine: Machine, library: str) -> list[str]:

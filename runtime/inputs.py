@@ -131,7 +131,7 @@ def read_image(path: Path, spec: ImageInput) -> Array:
     """
     try:
         from PIL import Image
-    except ImportError as e:
+    except ModuleNotFoundError as e:
         raise BackendMissing(
             "Pillow is not installed, which images need: pip install 'cnngru-edge[image]'"
         ) from e

@@ -27,6 +27,11 @@ _LIBRARIES = (
     "tensorrt_dispatch",
     "tensorrt_rtx",
     "torch",
+    "torchaudio",
+    "onnx",
+    "onnx_ir",
+    "soundfile",
+    "soxr",
 )
 _WHEELS = re.compile(
     r"(tensorrt(-lean|-dispatch|-rtx)?(-cu\d+)?(-bindings|-libs)?|onnxruntime.*|cuda-bindings"

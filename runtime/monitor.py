@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.errors import EdgeError, SessionError
 from cnngru_edge.models.spec import CTC, ModelSpec
 from cnngru_edge.runtime.agreement import power, proves_more, sqnr_db
-from cnngru_edge.runtime.audio import Samples
+from cnngru_edge.runtime.audio import Samples, write_wav
 from cnngru_edge.runtime.session import Array, HostStreams, Session, open_session
 from cnngru_edge.runtime.stream import Stream, clip_logits
 from cnngru_edge.runtime.transcribe import clip_answer
@@ -293,7 +292,7 @@ class Shadow:
             count += 1
             path = folder / f"{stem}_{count}.wav"
         data = io.BytesIO()
-        soundfile.write(data, audio, self._spec.features.sample_rate, "PCM_16", format="WAV")
+        write_wav(data, audio, self._spec.features.sample_rate)
         write_file(path, data.getvalue())
         with self._lock:
             self._flips += 1

@@ -10,7 +10,9 @@ from cnngru_edge.runtime.session import Array, Feed, HostStreams, TensorInfo, sp
 
 try:
     import torch
-except ImportError as e:
+except ModuleNotFoundError as e:
+    if e.name != "torch":
+        raise
     raise BackendMissing(
         "torch is not installed, which .ts files need: pip install 'cnngru-edge[export]', or run "
         "the .onnx file"

@@ -50,6 +50,19 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs a GPU: pass --gpu (make test-gpu)"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """Let programs that tests start hear Ctrl-C, also where the tests run in the background.
+
+    A shell starts what it puts there with SIGINT ignored, and an ignored signal is inherited.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def seed_torch():
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)  # it begins with another seed in each process

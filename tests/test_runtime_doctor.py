@@ -422,12 +422,12 @@ def test_rtx_is_not_offered_to_a_jetson():
 
 def test_onnx_runtime():
     assert backend(HOST, "ONNX Runtime").can == ("run",)
-    step = ("pip install --upgrade 'onnxruntime>=1.22'",)
+    step = ("pip install --upgrade 'onnxruntime>=1.23'",)
     old = backend(with_library(HOST, "onnxruntime", Library("1.21.1")), "ONNX Runtime")
     assert (old.can, old.steps) == ((), step)
     missing = backend(with_library(HOST, "onnxruntime", NO_MODULE), "ONNX Runtime")
     assert (missing.can, missing.found, missing.steps) == ((), "not installed", step)
-    assert backend(with_library(HOST, "onnxruntime", Library("1.22.0")), "ONNX Runtime").can
+    assert backend(with_library(HOST, "onnxruntime", Library("1.23.0")), "ONNX Runtime").can
 
 
 def test_onnx_runtime_for_cuda_is_shown_where_it_is():
