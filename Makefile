@@ -16,13 +16,16 @@ BIN := .venv/bin
 PACKAGES := calibration export models runtime
 
 .DEFAULT_GOAL := help
-.PHONY: help export zoo test test-gpu lint types check fix dist clean
+.PHONY: help export zoo test test-slow test-gpu lint types check fix lock newest oldest dist clean
 
 help:
 	@echo "make export   trace, calibrate, quantize and compare a model (CHECKPOINT, DATA, TASK, OUT)"
 	@echo "make zoo      a table of all models that come with the project (DATA, TASK, README)"
 	@echo "make test     run the tests;  make check: lint and types as well;  make fix: format"
+	@echo "make test-slow run the slow ones too"
 	@echo "make test-gpu run those that need a GPU and TensorRT;  VENV=--system-site-packages for apt's"
+	@echo "make lock     choose the newest versions that pyproject.toml allows, for all of locks/"
+	@echo "make newest   try the newest versions of everything, allowed or not;  make oldest: the oldest"
 	@echo "make dist     build the wheel;  make clean: remove what was built, .venv too"
 
 # A plain `export:` would be make's own directive.
@@ -34,6 +37,9 @@ zoo: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --slow
 
 test-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest --gpu -m gpu
@@ -52,21 +58,43 @@ fix: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 
 dist: .venv/installed-dev
-	$(BIN)/python -m build
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf .venv build dist *.egg-info
 
-.venv/installed: pyproject.toml
+# Exact versions with hashes, from the registry that pip is set up with. The wheels of TORCH_INDEX are
+# others under the same versions, so that these alone have no hashes.
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+LOCKED = $(PIP) install --no-deps --require-hashes --no-build-isolation
+TORCH := $(shell grep -oE '^torch(audio)?==[0-9.]+' locks/torch.txt)
+
+.venv/installed: pyproject.toml $(wildcard locks/*.txt)
 	$(PYTHON) -m venv $(VENV) .venv
-	$(BIN)/pip install --upgrade pip
-	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) 'torch==2.11.*' 'torchaudio==2.11.*')
-	$(BIN)/pip install --editable '.[export]'
+	$(LOCKED) -r locks/build.txt
+	$(if $(TORCH_INDEX),$(PIP) install --no-deps --index-url $(TORCH_INDEX) $(TORCH),$(LOCKED) -r locks/torch.txt)
+	$(LOCKED) -r locks/export.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install --group dev
+	$(LOCKED) -r locks/dev.txt
 	touch $@
+
+# Everything is resolved at once; the other files are parts of that. Torch, and what only its CUDA
+# wheels need, stand in torch.txt, so that TORCH_INDEX can take their place.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate --no-header
+HOST := pyproject.toml --extra export --extra train
+OF_TORCH := ^(torch|torchaudio|triton|cuda-toolkit|nvidia-[a-z0-9-]+)==
+lock: .venv/installed-dev
+	rm -rf build/lock && mkdir -p build/lock
+	$(COMPILE) $(HOST) --group dev -o build/lock/dev.txt
+	$(COMPILE) $(HOST) -c build/lock/dev.txt -o build/lock/export.txt
+	$(COMPILE) --group build -c build/lock/dev.txt -o locks/build.txt
+	awk '/^[a-z]/ {cuda = /$(OF_TORCH)/} cuda' build/lock/export.txt > locks/torch.txt
+	for name in export dev; do awk '/^[a-z]/ {cuda = /$(OF_TORCH)/} !cuda' build/lock/$$name.txt > locks/$$name.txt; done
 
 # mypy finds `cnngru_edge` here; pip and Python do not use it.
 build/typing:
