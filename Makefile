@@ -63,7 +63,7 @@ dist: .venv/installed-dev
 	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-newest .venv-oldest build dist *.egg-info
 
 # Exact versions with hashes, from the registry that pip is set up with. The wheels of TORCH_INDEX are
 # others under the same versions, so that these alone have no hashes.
@@ -95,6 +95,9 @@ lock: .venv/installed-dev
 	$(COMPILE) --group build -c build/lock/dev.txt -o locks/build.txt
 	awk '/^[a-z]/ {cuda = /$(OF_TORCH)/} cuda' build/lock/export.txt > locks/torch.txt
 	for name in export dev; do awk '/^[a-z]/ {cuda = /$(OF_TORCH)/} !cuda' build/lock/$$name.txt > locks/$$name.txt; done
+
+newest oldest: .venv/installed-dev
+	$(BIN)/python tests/versions.py $@
 
 # mypy finds `cnngru_edge` here; pip and Python do not use it.
 build/typing:
