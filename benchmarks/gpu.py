@@ -9,7 +9,7 @@ torch with CUDA, ONNX Runtime with its CUDA provider. One run, one after the oth
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +18,20 @@ import onnx_ir as ir
 from cnngru_edge.export import onnx_graph
 from cnngru_edge.export.engine import write_engine
 from cnngru_edge.export.trt_builder import BuildConfig, can_build, target_of
-from cnngru_edge.models.errors import EdgeError
+from cnngru_edge.models.errors import BackendMissing, EdgeError
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.bench import Times, bench
 from cnngru_edge.runtime.cuda import Cuda
 from cnngru_edge.runtime.session import initial_state, open_session
 
+MODELS = ("kws12", "large")
 BATCHES = (1, 64)
 SECONDS = 1.0
 RUNS = 500
 
 
-def prepare(folder: Path) -> None:
-    """Write every graph of both models; the large one has random weights."""
+def prepare(folder: Path, models: Sequence[str]) -> None:
+    """Write every graph of these models; the large one has random weights."""
     import torch
 
     from cnngru_edge.calibration.collect import calibrate
@@ -47,7 +48,9 @@ def prepare(folder: Path) -> None:
     torch.manual_seed(0)
     large = CnnGru(ModelSpec(kws12.spec.labels, hidden_size=512, num_layers=3)).eval()
     clips = [clip.path for clip in read_corpus(DEMO).of(CALIB)]
-    for name, model in (("kws12", kws12), ("large", large)):
+    for name, model in zip(MODELS, (kws12, large), strict=True):
+        if name not in models:
+            continue
         out = folder / name
         out.mkdir(parents=True, exist_ok=True)
         save_checkpoint(model, out / "model.safetensors")
@@ -222,15 +225,21 @@ def seconds_of(spec: ModelSpec) -> int:
 
 def main() -> None:
     """Read the arguments."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=("prepare", "measure"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="to prepare")
+    parser.add_argument("--markdown", type=Path, help="also write the measured table here")
     arguments = parser.parse_args()
     if arguments.stage == "prepare":
-        prepare(arguments.folder)
+        prepare(arguments.folder, arguments.models)
         return
-    rows = measure(arguments.folder)
+    try:
+        rows = measure(arguments.folder)
+    except BackendMissing as e:
+        parser.exit(1, f"gpu.py: {e}\n")
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(rows) + "\n")
 
