@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from cnngru_edge.export.engine import write_engine
 from cnngru_edge.export.trt_builder import BuildConfig, can_build, target_of
 from cnngru_edge.models.errors import BackendMissing, EdgeError
 from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.bench import Times, bench
 from cnngru_edge.runtime.cuda import Cuda
 from cnngru_edge.runtime.session import initial_state, open_session
@@ -57,7 +59,7 @@ def prepare(folder: Path, models: Sequence[str]) -> None:
         export_onnx(model.for_export(), out / "native.clip.onnx")
         ranges, _ = calibrate(out / "native.clip.onnx", clips, CalibrateConfig())
         ranges.save(out / "ranges.json")
-        chunk = model.spec.chunk_length
+        chunk = streamable(model.spec).chunk_length
         for form, frames in (("clip", None), ("step", 1)):
             native = onnx_graph.load(out / "native.clip.onnx")
             explicit = onnx_graph.load(out / "native.clip.onnx")
@@ -154,24 +156,26 @@ def tensorrt_rows(model: Path, form: str, batch: int) -> list[str]:
 
 
 def torch_rows(model: Path, form: str, batch: int) -> list[str]:
-    """Eager and compiled, FP32 and FP16 autocast; the state stays on the GPU."""
+    """Eager and compiled, in FP32; the state stays on the GPU."""
     try:
         import torch
 
         from cnngru_edge.models.checkpoint import load_checkpoint
+        from cnngru_edge.models.cnn_gru import CnnGru
     except ImportError as e:
         return [f"torch | not installed ({e}) | | | |"]
     if not torch.cuda.is_available():
         return ["torch | without CUDA | | | |"]
-    module = load_checkpoint(model / "model.safetensors").for_export().cuda()
-    spec = module.spec
+    loaded = load_checkpoint(model / "model.safetensors")
+    assert isinstance(loaded, CnnGru)
+    module, spec = loaded.for_export().cuda(), loaded.spec
     samples = spec.chunk_length if form == "step" else seconds_of(spec)
     host = torch.randn(batch, samples).pin_memory()
     rows = []
     for name, run in (("eager", module), ("compiled", torch.compile(module, mode="max-autotune"))):
         state = [s.cuda() for s in module.initial_state(batch)]
 
-        def step(run: Callable[..., object] = run, state: list[object] = state) -> None:
+        def step(run: Callable[..., Any] = run, state: list[Any] = state) -> None:
             with torch.inference_mode():
                 logits, state[:] = run(host.cuda(non_blocking=True), tuple(state))
             state[:] = [s.clone() for s in state]  # a compiled graph writes them again
@@ -193,7 +197,7 @@ def onnxruntime_rows(model: Path, form: str, batch: int) -> list[str]:
     if provider not in onnxruntime.get_available_providers():
         return ["onnxruntime | without CUDA | | | |"]
     with open_session(model / "native.clip.onnx") as session:
-        spec = session.spec
+        spec = streamable(session.spec)
     gpu = onnxruntime.InferenceSession(model / "native.clip.onnx", providers=[provider])
     samples = spec.chunk_length if form == "step" else seconds_of(spec)
     feed = {"audio": np.zeros((batch, samples), np.float32), **initial_state(spec, batch)}

@@ -62,7 +62,8 @@ class Row:
 
 def clip_logits(engine: Engine, clip: Samples) -> Array:
     """Logits (T, C) of a clip from zeros, with its flush."""
-    return engine.run(clip_feed(engine.spec, clip))["logits"][0]
+    logits: Array = engine.run(clip_feed(engine.spec, clip))["logits"][0]
+    return logits
 
 
 def label_of(engine: Engine, clip: Samples) -> str:

@@ -18,6 +18,7 @@ import click
 import numpy as np
 
 from cnngru_edge.calibration.corpus import DEMO, EVAL, read_corpus
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.audio import Samples, read_audio
 from cnngru_edge.runtime.session import Array, Session, open_session
 from cnngru_edge.runtime.stream import Stream, fixed_length
@@ -123,8 +124,9 @@ def resident_mib() -> float:
 def _pieces(clips: Sequence[Samples], session: Session, seed: int) -> Iterator[Samples]:
     """Audio without an end, in pieces of random length that the session takes."""
     rng = np.random.default_rng(seed)
-    rate = session.spec.features.sample_rate
-    unit = fixed_length(session) or session.spec.chunk_length
+    spec = streamable(session.spec)
+    rate = spec.features.sample_rate
+    unit = fixed_length(session) or spec.chunk_length
     most = max(int(PIECE_S * rate) // unit, 1)
     rest = np.zeros(0, np.float32)
     while True:

@@ -240,7 +240,8 @@ def main(
     streams = build(clips, labels, speech, noises, rate, snr, seed)
 
     named = {"as exported": None} | {
-        f"tuned ({path.stem})": load_checkpoint(path).spec.decision for path in decisions
+        f"tuned ({path.stem})": streamable(load_checkpoint(path).spec).decision
+        for path in decisions
     }
     outputs = [stream_logits(session, [*streams.words, *streams.silent]) for session in sessions]
     curves: dict[str, list[tuple[float, float]]] = {}

@@ -41,13 +41,14 @@ from cnngru_edge.runtime.session import Session, open_session
 OUT = Path("build/zoo")
 CHECKPOINTS = tuple(PRETRAINED.glob("*.safetensors"))
 FAMILIES = (KWS, CTC, TEXT, CRNN)  # in the order of the rows
+EXAMPLE_NAME = "keyword_crnn"
 EXAMPLE = Source(
     module="examples.keyword_crnn:KeywordCrnn",
-    weights=Path("examples/keyword_crnn.pt"),
+    weights=Path(f"examples/{EXAMPLE_NAME}.pt"),
     spec=Path("examples/keyword_crnn.toml"),
 )
 LARGE = "large_ctc"
-NAMES = (*(path.stem for path in CHECKPOINTS), EXAMPLE.weights.stem, LARGE)
+NAMES = (*(path.stem for path in CHECKPOINTS), EXAMPLE_NAME, LARGE)
 BEGIN, END = "<!-- zoo: written by make zoo -->", "<!-- /zoo -->"
 CLIP_S = 1.0
 ROUNDS, ROUND_S, WARM_UP_S = 25, 0.1, 0.02
@@ -234,7 +235,7 @@ def main(data: Path, task: str | None, models: Sequence[str], readme: Path | Non
     chosen = models or NAMES
     found = [load_source(Source(path)) for path in CHECKPOINTS if path.stem in chosen]
     found.sort(key=lambda loaded: FAMILIES.index(loaded[0].spec.family))
-    found += [load_source(EXAMPLE)] if EXAMPLE.weights.stem in chosen else []
+    found += [load_source(EXAMPLE)] if EXAMPLE_NAME in chosen else []
     rows = [exported(model, name, data, task) for model, name, _ in found]
     rows += [large()] if LARGE in chosen else []
     made = f"{table(rows)}\n{origin(data, task)}\n"
