@@ -15,6 +15,7 @@ import numpy as np
 from cnngru_edge.calibration.corpus import EVAL, match_labels, read_corpus
 from cnngru_edge.models.spec import SILENCE
 from cnngru_edge.models.streams import excerpt, snr_gain
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple, read_audio
 from cnngru_edge.runtime.session import Session, open_session
 from cnngru_edge.runtime.stream import Stream, flushed
@@ -28,7 +29,8 @@ Disturb = Callable[[int, Samples], Samples]
 
 def answers(session: Session, clips: Sequence[Samples], disturb: Disturb) -> list[str]:
     """The label of each clip, read in the last frame of what `disturb` makes of it."""
-    heard = [flushed(session.spec, disturb(i, c)) for i, c in enumerate(clips)]
+    spec = streamable(session.spec)
+    heard = [flushed(spec, disturb(i, c)) for i, c in enumerate(clips)]
     labels = np.empty(len(clips), object)
     # Streams of one length go side by side.
     order = sorted(range(len(heard)), key=lambda i: len(heard[i]))
@@ -37,7 +39,7 @@ def answers(session: Session, clips: Sequence[Samples], disturb: Disturb) -> lis
         rows = [i for i in order[:BATCH] if len(heard[i]) == length]
         logits = Stream(session, len(rows)).push(np.stack([heard[i] for i in rows]))
         for row, best in zip(rows, logits[:, -1].argmax(1), strict=True):
-            labels[row] = session.spec.labels[best]
+            labels[row] = spec.labels[best]
         order = order[len(rows) :]
     return labels.tolist()
 
@@ -51,7 +53,7 @@ def main(data: Path, task: str | None, seed: int, engines: tuple[Path, ...]) -> 
     """Print a table of conditions and a table of classes, a column for each engine."""
     corpus = read_corpus(data, task)
     sessions = [open_session(path) for path in engines]
-    spec = sessions[0].spec
+    spec = streamable(sessions[0].spec)
     rate = spec.features.sample_rate
     clips = corpus.of(EVAL)
     truth = list(match_labels(clips, spec.labels).values())

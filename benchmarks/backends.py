@@ -26,7 +26,7 @@ from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.spec import ModelSpec
 from cnngru_edge.runtime.audio import pad_to_multiple, read_audio
-from cnngru_edge.runtime.session import Array, Feed, TensorInfo, initial_state
+from cnngru_edge.runtime.session import Array, Feed, initial_state
 
 Arrays = dict[str, Array]
 Bound = tuple[Arrays, Arrays, Callable[[], Any]]
@@ -70,13 +70,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Engine:
-    """A backend's artefact, loaded; has of a Session what a Stream uses."""
+    """A backend's artefact, loaded."""
 
     spec: ModelSpec
     file_bytes: int
     weights_int8: float
     bind: Callable[[int], Bound]  # to a length of audio
-    inputs: tuple[TensorInfo, ...] = (TensorInfo("audio", "float", (1, "S")),)
 
     def run(self, feed: Feed) -> Arrays:
         """All outputs by name."""

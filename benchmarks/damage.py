@@ -80,8 +80,7 @@ def main(export: Path, data: Path, task: str | None, workers: int) -> None:
     clips = corpus.of(EVAL)
     graph = export / FLOAT
     with open_session(graph) as session:
-        rate = session.spec.features.sample_rate
-    heard = load(spread(clips, 200), rate)[1]
+        heard = load(spread(clips, 200), session.spec)[1]
     columns = (
         "INT8 graph | accuracy | points, 95 % | verdict | SQNR | hurts most | alone | restored"
     )

@@ -21,6 +21,7 @@ from cnngru_edge.export.long_streams import (
     stream_logits,
     word_streams,
 )
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.session import open_session
 
 
@@ -33,10 +34,10 @@ def main(engine: Path, data: Path, task: str | None) -> None:
     corpus = read_corpus(data, task)
     delays: list[float] = []
     with open_session(engine) as session:
-        spec = session.spec
+        spec = streamable(session.spec)
         rate = spec.features.sample_rate
-        clips, samples, _ = load(corpus.of(EVAL), rate)
-        _, noises, _ = load(corpus.noises_of(EVAL), rate)
+        clips, samples, _ = load(corpus.of(EVAL), spec)
+        _, noises, _ = load(corpus.noises_of(EVAL), spec)
         streams = word_streams(
             samples,
             [clip.label for clip in clips],

@@ -9,8 +9,9 @@ torch with CUDA, ONNX Runtime with its CUDA provider. One run, one after the oth
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,19 +19,21 @@ import onnx_ir as ir
 from cnngru_edge.export import onnx_graph
 from cnngru_edge.export.engine import write_engine
 from cnngru_edge.export.trt_builder import BuildConfig, can_build, target_of
-from cnngru_edge.models.errors import EdgeError
+from cnngru_edge.models.errors import BackendMissing, EdgeError
 from cnngru_edge.models.spec import ModelSpec
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.bench import Times, bench
 from cnngru_edge.runtime.cuda import Cuda
 from cnngru_edge.runtime.session import initial_state, open_session
 
+MODELS = ("kws12", "large")
 BATCHES = (1, 64)
 SECONDS = 1.0
 RUNS = 500
 
 
-def prepare(folder: Path) -> None:
-    """Write every graph of both models; the large one has random weights."""
+def prepare(folder: Path, models: Sequence[str]) -> None:
+    """Write every graph of these models; the large one has random weights."""
     import torch
 
     from cnngru_edge.calibration.collect import calibrate
@@ -47,14 +50,16 @@ def prepare(folder: Path) -> None:
     torch.manual_seed(0)
     large = CnnGru(ModelSpec(kws12.spec.labels, hidden_size=512, num_layers=3)).eval()
     clips = [clip.path for clip in read_corpus(DEMO).of(CALIB)]
-    for name, model in (("kws12", kws12), ("large", large)):
+    for name, model in zip(MODELS, (kws12, large), strict=True):
+        if name not in models:
+            continue
         out = folder / name
         out.mkdir(parents=True, exist_ok=True)
         save_checkpoint(model, out / "model.safetensors")
         export_onnx(model.for_export(), out / "native.clip.onnx")
         ranges, _ = calibrate(out / "native.clip.onnx", clips, CalibrateConfig())
         ranges.save(out / "ranges.json")
-        chunk = model.spec.chunk_length
+        chunk = streamable(model.spec).chunk_length
         for form, frames in (("clip", None), ("step", 1)):
             native = onnx_graph.load(out / "native.clip.onnx")
             explicit = onnx_graph.load(out / "native.clip.onnx")
@@ -151,24 +156,26 @@ def tensorrt_rows(model: Path, form: str, batch: int) -> list[str]:
 
 
 def torch_rows(model: Path, form: str, batch: int) -> list[str]:
-    """Eager and compiled, FP32 and FP16 autocast; the state stays on the GPU."""
+    """Eager and compiled, in FP32; the state stays on the GPU."""
     try:
         import torch
 
         from cnngru_edge.models.checkpoint import load_checkpoint
+        from cnngru_edge.models.cnn_gru import CnnGru
     except ImportError as e:
         return [f"torch | not installed ({e}) | | | |"]
     if not torch.cuda.is_available():
         return ["torch | without CUDA | | | |"]
-    module = load_checkpoint(model / "model.safetensors").for_export().cuda()
-    spec = module.spec
+    loaded = load_checkpoint(model / "model.safetensors")
+    assert isinstance(loaded, CnnGru)
+    module, spec = loaded.for_export().cuda(), loaded.spec
     samples = spec.chunk_length if form == "step" else seconds_of(spec)
     host = torch.randn(batch, samples).pin_memory()
     rows = []
     for name, run in (("eager", module), ("compiled", torch.compile(module, mode="max-autotune"))):
         state = [s.cuda() for s in module.initial_state(batch)]
 
-        def step(run: Callable[..., object] = run, state: list[object] = state) -> None:
+        def step(run: Callable[..., Any] = run, state: list[Any] = state) -> None:
             with torch.inference_mode():
                 logits, state[:] = run(host.cuda(non_blocking=True), tuple(state))
             state[:] = [s.clone() for s in state]  # a compiled graph writes them again
@@ -190,7 +197,7 @@ def onnxruntime_rows(model: Path, form: str, batch: int) -> list[str]:
     if provider not in onnxruntime.get_available_providers():
         return ["onnxruntime | without CUDA | | | |"]
     with open_session(model / "native.clip.onnx") as session:
-        spec = session.spec
+        spec = streamable(session.spec)
     gpu = onnxruntime.InferenceSession(model / "native.clip.onnx", providers=[provider])
     samples = spec.chunk_length if form == "step" else seconds_of(spec)
     feed = {"audio": np.zeros((batch, samples), np.float32), **initial_state(spec, batch)}
@@ -222,15 +229,21 @@ def seconds_of(spec: ModelSpec) -> int:
 
 def main() -> None:
     """Read the arguments."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=("prepare", "measure"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="to prepare")
+    parser.add_argument("--markdown", type=Path, help="also write the measured table here")
     arguments = parser.parse_args()
     if arguments.stage == "prepare":
-        prepare(arguments.folder)
+        prepare(arguments.folder, arguments.models)
         return
-    rows = measure(arguments.folder)
+    try:
+        rows = measure(arguments.folder)
+    except BackendMissing as e:
+        parser.exit(1, f"gpu.py: {e}\n")
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(rows) + "\n")
 

@@ -42,6 +42,8 @@ from cnngru_edge.export.quantize import quantize_onnx
 from cnngru_edge.export.recurrent import lower_recurrent
 from cnngru_edge.export.targets import CPU
 from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
+from cnngru_edge.models.cnn_gru import CnnGru
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.audio import Samples, read_audio
 from cnngru_edge.runtime.session import Array, Session, initial_state, open_session
 
@@ -130,7 +132,7 @@ class Tapped:
                 model.graph.output.extend(_float_values(names))
         path.write_bytes(model.SerializeToString())
         self.session: Session = open_session(path)
-        self.spec = self.session.spec
+        self.spec = streamable(self.session.spec)
 
     def _tap(self, scan: onnx.NodeProto) -> None:
         layer = scan.name.removesuffix("/Scan").strip("/")
@@ -171,7 +173,7 @@ def listen(
 ) -> Iterator[list[dict[Key, Array]]]:
     """Tensors of each piece: of float, INT8, and INT8 with the float state at windows' starts."""
     graphs = (exact, int8, int8)
-    states = [initial_state(exact.spec, 1)] * 3
+    states: list[Mapping[str, Array]] = [initial_state(exact.spec, 1)] * 3
     for start in range(0, len(audio), piece):
         if start % window == 0:
             states[2] = states[0]
@@ -262,8 +264,8 @@ def error_table(report: Report) -> Table:
     for header in ("RMS error", "largest", "SQNR, dB", "about its mean"):
         made.add_column(header, justify="right")
     for row in report.tensors:
-        figures = (f"{row.rms:.5f}", f"{row.max:.3f}", f"{row.sqnr_db:.1f}")
-        figures += (f"{row.sqnr_about_mean_db:.1f}",)
+        decibels = (f"{row.sqnr_db:.1f}", f"{row.sqnr_about_mean_db:.1f}")
+        figures = (f"{row.rms:.5f}", f"{row.max:.3f}", *decibels)
         made.add_row(row.layer or "head", row.tensor, *figures)
     return made
 
@@ -337,6 +339,7 @@ def main(
         raise click.UsageError(f"--seconds of one lap, or --laps: expected a multiple of {WINDOWS}")
     torch.set_num_threads(1)
     trained = load_checkpoint(PRETRAINED / f"{TRAINED}.safetensors")
+    assert isinstance(trained, CnnGru)
     rate = trained.spec.features.sample_rate
     corpus = read_corpus(data, task)
     calibration = calibration_clips(corpus, MIN_CLIPS)

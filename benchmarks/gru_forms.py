@@ -8,6 +8,7 @@ which every form has its turn.
 
 import time
 
+import click
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -23,7 +24,6 @@ from cnngru_edge.export.recurrent import lower_recurrent
 
 SIZES = [(320, 128), (640, 128), (320, 256), (512, 512)]
 FRAMES = [1, 50]
-ROUNDS = 15
 
 
 def gru(inputs: int, hidden: int, *, int8_weights: bool = False) -> onnx.ModelProto:
@@ -91,7 +91,9 @@ def forms(inputs: int, hidden: int, frames: int) -> dict[str, onnx.ModelProto]:
     }
 
 
-def main() -> None:
+@click.command()
+@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
+def main(rounds: int) -> None:
     """Print a table."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -112,7 +114,7 @@ def main() -> None:
             }
             took: dict[str, list[float]] = {name: [] for name in sessions}
             calls = 100 if frames == 1 else 10
-            for _ in range(ROUNDS):
+            for _ in range(rounds):
                 for name, session in sessions.items():
                     session.run(None, feed)
                     start = time.perf_counter()

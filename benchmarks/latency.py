@@ -23,14 +23,14 @@ from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import Stream, fixed_length
 
 WARM_UP = 500
-STARTS = 5
 
 
 @click.command()
 @click.option("--engine", type=click.Path(path_type=Path), required=True)
 @click.option("--reference", type=click.Path(path_type=Path), required=True)
 @click.option("--chunks", type=click.IntRange(1000), default=50_000, help="To measure.")
-def main(engine: Path, reference: Path, chunks: int) -> None:
+@click.option("--starts", type=click.IntRange(1), default=5, help="Cold ones, of each.")
+def main(engine: Path, reference: Path, chunks: int, starts: int) -> None:
     """Print two tables."""
     clips = [clip.path for clip in read_corpus(DEMO).of(EVAL)]
     paths = {"INT8": engine, "float": reference}
@@ -63,7 +63,7 @@ def main(engine: Path, reference: Path, chunks: int) -> None:
         )
     print("\n| | cold start, s | resident at most, MiB |\n|---|---|---|")
     for name, path in paths.items():
-        seconds, mib = zip(*(_run(path, clips[0]) for _ in range(STARTS)), strict=True)
+        seconds, mib = zip(*(_run(path, clips[0]) for _ in range(starts)), strict=True)
         print(f"| {name} | {np.median(seconds):.2f} | {np.median(mib):.0f} |")
 
 

@@ -16,7 +16,7 @@ from cnngru_edge.calibration.collect import calibrate
 from cnngru_edge.calibration.corpus import DEMO, calibration_sources
 from cnngru_edge.calibration.ranges import METHODS, CalibrateConfig
 from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.runtime.audio import read_audio
+from cnngru_edge.runtime.inputs import read_input
 from cnngru_edge.runtime.session import Array, open_session
 from cnngru_edge.runtime.stream import clip_logits
 
@@ -33,8 +33,7 @@ def main(graph: Path, data: Path, task: str | None) -> None:
 
     def logits(model: Path) -> Array:
         with open_session(model) as session:
-            rate = session.spec.features.sample_rate
-            parts = [clip_logits(session, read_audio(p, rate).samples) for p in measured]
+            parts = [clip_logits(session, read_input(session.spec, s)) for s in measured]
         return np.concatenate(parts)
 
     expected = logits(graph)

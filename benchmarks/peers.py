@@ -32,12 +32,13 @@ from rich.table import Table
 
 from cnngru_edge.calibration.corpus import DEMO, EVAL, calibration_clips, match_labels, read_corpus
 from cnngru_edge.calibration.ranges import MIN_CLIPS
-from cnngru_edge.export.compare import answer
 from cnngru_edge.export.pipeline import parity_clips, trace
 from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
+from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple, read_audio
-from cnngru_edge.runtime.session import Feed, initial_state
-from cnngru_edge.runtime.stream import clip_logits, flushed
+from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.session import Array, Feed, initial_state
+from cnngru_edge.runtime.stream import clip_feed, flushed
 
 CALLS = {"step": 50, "clip": 10}  # in a row, in each round
 UNCACHED = 2**28  # bytes that no cache holds
@@ -59,6 +60,18 @@ class Row:
     accuracy_unit: str  # fraction: of right answers; sqnr_db: at the logits
 
 
+def clip_logits(engine: Engine, clip: Samples) -> Array:
+    """Logits (T, C) of a clip from zeros, with its flush."""
+    logits: Array = engine.run(clip_feed(engine.spec, clip))["logits"][0]
+    return logits
+
+
+def label_of(engine: Engine, clip: Samples) -> str:
+    """What a backend answers to a clip, as `cnngru-edge run` reads it."""
+    scores = clip_scores(engine.spec, clip_logits(engine, clip))
+    return engine.spec.labels[int(scores.argmax())]
+
+
 def accuracy(
     case: Case, engine: Engine, clips: Sequence[Samples], truth: Sequence[str]
 ) -> tuple[float, str]:
@@ -67,7 +80,7 @@ def accuracy(
     That is against torch in float64, so that float32 has a figure too.
     """
     if case.name == TRAINED:
-        right = [answer(engine, c) == t for c, t in zip(clips, truth, strict=True)]
+        right = [label_of(engine, c) == t for c, t in zip(clips, truth, strict=True)]
         return sum(right) / len(right), "fraction"
     exact = copy.deepcopy(case.model).double()
     signal, noise = 0.0, 0.0
@@ -215,6 +228,7 @@ def main(
     """Print a table for each model and form."""
     torch.set_num_threads(1)
     trained = load_checkpoint(PRETRAINED / f"{TRAINED}.safetensors")
+    assert isinstance(trained, CnnGru)
     corpus = read_corpus(data, task)
     calibration = calibration_clips(corpus, MIN_CLIPS)
     truth = match_labels(corpus.of(EVAL), trained.spec.labels)

@@ -18,6 +18,7 @@ import click
 import numpy as np
 
 from cnngru_edge.calibration.corpus import DEMO, EVAL, read_corpus
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.audio import Samples, read_audio
 from cnngru_edge.runtime.session import Array, Session, open_session
 from cnngru_edge.runtime.stream import Stream, fixed_length
@@ -40,7 +41,7 @@ class Soak:
     compute_s: float  # of the stream, without the reference
     max_abs_error: float  # of the logits in the last minutes, to the same minutes in one push
     resident_mib: float  # at the end
-    growth_mib: float  # from the warm-up to the end
+    growth_mib: float | None  # from the warm-up to the end, if the audio lasts longer
     first_rms: float | None  # of h, to the float stream, in the first minutes
     last_rms: float | None
 
@@ -108,7 +109,7 @@ def soak(
             compute_s=compute_s,
             max_abs_error=float(np.abs(logits[: len(again)] - again).max()),
             resident_mib=end,
-            growth_mib=end - warm if warm else float("nan"),
+            growth_mib=end - warm if warm else None,
             first_rms=rms["first"],
             last_rms=rms["last"],
         )
@@ -123,8 +124,9 @@ def resident_mib() -> float:
 def _pieces(clips: Sequence[Samples], session: Session, seed: int) -> Iterator[Samples]:
     """Audio without an end, in pieces of random length that the session takes."""
     rng = np.random.default_rng(seed)
-    rate = session.spec.features.sample_rate
-    unit = fixed_length(session) or session.spec.chunk_length
+    spec = streamable(session.spec)
+    rate = spec.features.sample_rate
+    unit = fixed_length(session) or spec.chunk_length
     most = max(int(PIECE_S * rate) // unit, 1)
     rest = np.zeros(0, np.float32)
     while True:
@@ -172,7 +174,8 @@ def main(engine: Path, reference: Path | None, hours: float, data: Path) -> None
     print(f"| audio | {found.audio_s / 3600:.2f} h in {found.pushes:,} pieces |")
     print(f"| real-time factor | {found.compute_s / found.audio_s:.5f} |")
     print(f"| logits of the last {WINDOW_S:.0f} s, run again | {found.max_abs_error:.2g} apart |")
-    print(f"| memory | {found.resident_mib:.1f} MiB, {found.growth_mib:+.2f} since the warm-up |")
+    since = "" if found.growth_mib is None else f", {found.growth_mib:+.2f} since the warm-up"
+    print(f"| memory | {found.resident_mib:.1f} MiB{since} |")
     if found.first_rms is not None and found.last_rms is not None:
         print(f"| RMS error of h, first {WINDOW_S:.0f} s | {found.first_rms:.5f} |")
         print(f"| RMS error of h, last {WINDOW_S:.0f} s | {found.last_rms:.5f} |")

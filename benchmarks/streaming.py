@@ -28,6 +28,7 @@ from cnngru_edge.export.long_streams import (
 )
 from cnngru_edge.models.checkpoint import load_checkpoint
 from cnngru_edge.models.spec import SILENCE, DecisionSpec, ModelSpec
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.audio import Samples
 from cnngru_edge.runtime.session import Array, Session, open_session
 from cnngru_edge.runtime.stream import FLUSH_S, clip_logits
@@ -93,7 +94,7 @@ def context(
     clips: Sequence[Samples],
 ) -> tuple[float, float, float]:
     """Accuracy on each clip alone, cut out of its stream, and in its stream; read at its end."""
-    spec = session.spec
+    spec = streamable(session.spec)
     rate, labels = spec.features.sample_rate, spec.labels
     right: list[tuple[bool, bool, bool]] = []
     for stream, rows in zip(streams, logits, strict=True):
@@ -229,26 +230,28 @@ def main(
     """Write the tables and the curve."""
     corpus = read_corpus(data, task)
     sessions = [open_session(path) for path in engines]
-    spec = sessions[0].spec
+    specs = [streamable(session.spec) for session in sessions]
+    spec = specs[0]
     rate = spec.features.sample_rate
-    kept, clips, _ = load([clip for clip in corpus.of(EVAL) if clip.label != SILENCE], rate)
+    kept, clips, _ = load([clip for clip in corpus.of(EVAL) if clip.label != SILENCE], spec)
     labels = [match_labels([clip], spec.labels)[clip.path] for clip in kept]
-    _, speech, _ = load(read_corpus(data, speech_task).of(EVAL), rate)
-    _, noises, _ = load(corpus.noises_of(EVAL), rate)
+    _, speech, _ = load(read_corpus(data, speech_task).of(EVAL), spec)
+    _, noises, _ = load(corpus.noises_of(EVAL), spec)
     streams = build(clips, labels, speech, noises, rate, snr, seed)
 
     named = {"as exported": None} | {
-        f"tuned ({path.stem})": load_checkpoint(path).spec.decision for path in decisions
+        f"tuned ({path.stem})": streamable(load_checkpoint(path).spec).decision
+        for path in decisions
     }
     outputs = [stream_logits(session, [*streams.words, *streams.silent]) for session in sessions]
     curves: dict[str, list[tuple[float, float]]] = {}
     points: list[str] = []
     details: list[str] = []
     kinds: list[str] = []
-    for path, session, logits in zip(engines, sessions, outputs, strict=True):
+    for path, own, logits in zip(engines, specs, outputs, strict=True):
         for name, given in named.items():
-            decision = given or session.spec.decision
-            found = measure(session.spec, decision, streams, logits)
+            decision = given or own.decision
+            found = measure(own, decision, streams, logits)
             points.append(f"| {path.name} | {name} | {found.cells}")
             rates = [f"{part.false_accepts_per_hour:.0f}" for part in found.by_kind.values()]
             kinds.append(f"| {path.name} | {name} | {' | '.join(rates)} |")
@@ -262,7 +265,7 @@ def main(
                     thresholds=(),
                     release=min(decision.release, threshold),
                 )
-                swept.append((threshold, measure(session.spec, common, streams, logits)))
+                swept.append((threshold, measure(own, common, streams, logits)))
             label = f"{path.name}, smoothing {decision.smoothing_s:g} s"
             curves[label] = [
                 (p.silent.false_accepts_per_hour, 100 * p.words.false_rejects) for _, p in swept

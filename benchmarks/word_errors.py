@@ -20,6 +20,7 @@ from cnngru_edge.calibration.corpus import EVAL, read_corpus
 from cnngru_edge.models.connected import Utterance
 from cnngru_edge.models.streams import excerpt, snr_gain
 from cnngru_edge.models.train_ctc import greedy_texts
+from cnngru_edge.models.whole_spec import streamable
 from cnngru_edge.runtime.audio import Samples, pad_to_multiple, read_audio
 from cnngru_edge.runtime.session import Session, open_session
 from cnngru_edge.runtime.stream import Stream, flushed
@@ -41,13 +42,13 @@ class Errors:
 
 def texts(session: Session, strings: Sequence[Samples], before: Sequence[Samples]) -> list[str]:
     """What is heard of each string, the state carried from the one before it, if there is one."""
-    found = []
-    for samples, first in zip(strings, before or [None] * len(strings), strict=True):
+    spec, found = streamable(session.spec), []
+    for i, samples in enumerate(strings):
         stream = Stream(session)
-        if first is not None:
-            stream.push(pad_to_multiple(first, session.spec.chunk_length)[None])
-        logits = stream.push(flushed(session.spec, samples)[None])
-        found += greedy_texts(torch.from_numpy(np.array(logits)), session.spec.labels)
+        if before:
+            stream.push(pad_to_multiple(before[i], spec.chunk_length)[None])
+        logits = stream.push(flushed(spec, samples)[None])
+        found += greedy_texts(torch.from_numpy(np.array(logits)), spec.labels)
     return found
 
 
@@ -71,7 +72,7 @@ def main(data: Path, task: str | None, seed: int, engines: tuple[Path, ...]) -> 
     """Print a row for each condition, a column for each engine."""
     corpus = read_corpus(data, task)
     sessions = [open_session(path) for path in engines]
-    rate = sessions[0].spec.features.sample_rate
+    rate = streamable(sessions[0].spec).features.sample_rate
     strings = strings_of(corpus, EVAL, (1, 6), seed)
     singles = strings_of(corpus, EVAL, (1, 1), seed)
     noises = [read_audio(noise.path, rate).samples for noise in corpus.noises_of(EVAL)]

@@ -1,6 +1,6 @@
 """One table of the models that come with the project: accuracy, size and speed, float and INT8.
 
-    python benchmarks/zoo.py [--data DIR] [--task NAME] [--readme README.md]
+    python benchmarks/zoo.py [--data DIR] [--task NAME] [--models NAME]... [--readme README.md]
 
 Run it in the project's folder, as `make zoo` does. Each model is exported to a folder below
 build/zoo, which compares it: models that hear on the recordings of --data, CTC models on strings
@@ -41,11 +41,14 @@ from cnngru_edge.runtime.session import Session, open_session
 OUT = Path("build/zoo")
 CHECKPOINTS = tuple(PRETRAINED.glob("*.safetensors"))
 FAMILIES = (KWS, CTC, TEXT, CRNN)  # in the order of the rows
+EXAMPLE_NAME = "keyword_crnn"
 EXAMPLE = Source(
     module="examples.keyword_crnn:KeywordCrnn",
-    weights=Path("examples/keyword_crnn.pt"),
+    weights=Path(f"examples/{EXAMPLE_NAME}.pt"),
     spec=Path("examples/keyword_crnn.toml"),
 )
+LARGE = "large_ctc"
+NAMES = (*(path.stem for path in CHECKPOINTS), EXAMPLE_NAME, LARGE)
 BEGIN, END = "<!-- zoo: written by make zoo -->", "<!-- /zoo -->"
 CLIP_S = 1.0
 ROUNDS, ROUND_S, WARM_UP_S = 25, 0.1, 0.02
@@ -197,7 +200,7 @@ def exported(model: Model, name: str, data: Path, task: str | None) -> Row:
 
 def large() -> Row:
     """The untrained CTC model."""
-    folder = OUT / "large_ctc"
+    folder = OUT / LARGE
     folder.mkdir(parents=True, exist_ok=True)
     model = large_model()
     write_models(model, folder)
@@ -220,17 +223,21 @@ def origin(data: Path, task: str | None) -> str:
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=DEMO, help="Recordings.")
 @click.option("--task", help="Which task of a manifest.csv that lists several.")
+@click.option("--models", type=click.Choice(NAMES), multiple=True, help="Rows; all if not given.")
 @click.option("--readme", type=click.Path(path_type=Path), help="Also write the table into it.")
-def main(data: Path, task: str | None, readme: Path | None) -> None:
+def main(data: Path, task: str | None, models: Sequence[str], readme: Path | None) -> None:
     """Print the table."""
+    if readme and models:
+        raise click.UsageError("--readme has all models; leave --models out")
     if readme:
         replaced(readme.read_text(encoding="utf-8"), "")  # before the long part
     torch.set_num_threads(1)
-    models = [load_source(Source(path)) for path in CHECKPOINTS]
-    models.sort(key=lambda found: FAMILIES.index(found[0].spec.family))
-    models.append(load_source(EXAMPLE))
-    rows = [exported(model, name, data, task) for model, name, _ in models]
-    rows.append(large())
+    chosen = models or NAMES
+    found = [load_source(Source(path)) for path in CHECKPOINTS if path.stem in chosen]
+    found.sort(key=lambda loaded: FAMILIES.index(loaded[0].spec.family))
+    found += [load_source(EXAMPLE)] if EXAMPLE_NAME in chosen else []
+    rows = [exported(model, name, data, task) for model, name, _ in found]
+    rows += [large()] if LARGE in chosen else []
     made = f"{table(rows)}\n{origin(data, task)}\n"
     print(made, end="")
     if readme:

@@ -3,7 +3,7 @@
 python examples/callback.py build/kws12/model.int8.chunk.onnx clip.wav
 """
 
-import sys
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,9 +33,14 @@ class Listener:
 
 def main() -> None:
     """Play a file into the callback, as a sound card would."""
-    engine, audio = map(Path, sys.argv[1:])
-    with soundfile.SoundFile(audio) as file:
-        listener = Listener(engine, file.samplerate, lambda e: print(f"{e.time:.2f} s {e.label}"))
+    parser = argparse.ArgumentParser(description="Print the words of a file.")
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("audio", type=Path)
+    given = parser.parse_args()
+    with soundfile.SoundFile(given.audio) as file:
+        listener = Listener(
+            given.engine, file.samplerate, lambda e: print(f"{e.time:.2f} s {e.label}")
+        )
         for block in file.blocks(1024, dtype="float32", always_2d=True):
             listener.heard(block[:, 0])
     listener.close()

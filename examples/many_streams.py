@@ -6,8 +6,8 @@ A session is for one thread, so one worker thread computes for all streams, and 
 free for the network.
 """
 
+import argparse
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,9 +38,8 @@ async def listen(session, worker: ThreadPoolExecutor, audio: Path) -> list[Event
     return events
 
 
-async def main() -> None:
+async def main(engine: Path, audio: list[Path]) -> None:
     """All files at once."""
-    engine, *audio = map(Path, sys.argv[1:])
     with ThreadPoolExecutor(1) as worker, open_session(engine) as session:
         found = await asyncio.gather(*(listen(session, worker, path) for path in audio))
     for path, events in zip(audio, found, strict=True):
@@ -48,4 +47,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = argparse.ArgumentParser(description="Print the words of several files.")
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("audio", type=Path, nargs="+")
+    asyncio.run(main(**vars(parser.parse_args())))

@@ -3,8 +3,8 @@
 python examples/train_keyword_crnn.py MANIFEST.csv sc12 examples/keyword_crnn.pt
 """
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,6 @@ LABELS = [
     "unknown",
     "silence",
 ]
-EPOCHS = 24
 SECOND = 16_000
 
 
@@ -54,7 +53,7 @@ def read_noise(manifest: Path) -> Tensor:
     return torch.from_numpy(np.tile(row, 1 + SECOND // len(row)))
 
 
-def main(manifest: Path, task: str, out: Path, epochs: int = EPOCHS) -> None:
+def main(manifest: Path, task: str, out: Path, epochs: int) -> None:
     """Train, and write the weights of the last epoch."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
@@ -106,4 +105,9 @@ def main(manifest: Path, task: str, out: Path, epochs: int = EPOCHS) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:]))
+    parser = argparse.ArgumentParser(description="Train the example module.")
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("task")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--epochs", type=int, default=24)
+    main(**vars(parser.parse_args()))

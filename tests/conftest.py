@@ -40,14 +40,20 @@ _BAR = re.compile(rf"({_STAGES}) +[━╸╺ ]* +\d+/\d+ .*\n")
 
 def pytest_addoption(parser):
     parser.addoption("--gpu", action="store_true", help="run GPU tests; without a GPU they fail")
+    parser.addoption("--slow", action="store_true", help="run tests that take minutes")
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--gpu"):
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a GPU: pass --gpu (make test-gpu)"))
+    reasons = {
+        "gpu": "needs a GPU: pass --gpu (make test-gpu)",
+        "slow": "takes minutes: pass --slow (make test-slow)",
+    }
+    for name, reason in reasons.items():
+        if config.getoption(f"--{name}"):
+            continue
+        for item in items:
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True, scope="session")

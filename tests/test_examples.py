@@ -1,5 +1,6 @@
 """The examples run as their first lines say."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,11 @@ import pytest
 from cnngru_edge.runtime.audio import read_audio
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPTS = [
+    path.name
+    for path in sorted(EXAMPLES.glob("*.py"))
+    if "__main__" in path.read_text(encoding="utf-8")
+]
 
 
 @pytest.fixture
@@ -27,6 +33,13 @@ def clips(demo, wav):
 def run(name, *arguments):
     command = [sys.executable, EXAMPLES / name, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_example_says_how_it_is_called(name):
+    first, *lines = run(name, "--help")
+    assert re.match(f"usage: {name} ", first)
+    assert any(line.startswith(("Print ", "Train ")) for line in lines)
 
 
 def test_a_callback(exported, clips):
@@ -48,7 +61,7 @@ def test_a_module_that_is_not_ours_is_trained(tmp_path, demo):
     rows.append(f"{next(c.path for c in demo.clips if c.label == 'silence')},train,noise,")
     manifest, out = tmp_path / "manifest.csv", tmp_path / "trained.pt"
     manifest.write_text("\n".join(rows))
-    lines = run("train_keyword_crnn.py", manifest, "demo", out, "1")
+    lines = run("train_keyword_crnn.py", manifest, "demo", out, "--epochs", "1")
     assert lines[0].startswith("epoch 1: loss ")
     import torch
 
@@ -59,5 +72,11 @@ def test_a_module_that_is_not_ours_is_trained(tmp_path, demo):
 
 def test_every_example_is_run():
     source = Path(__file__).read_text(encoding="utf-8")
-    scripts = [path.name for path in EXAMPLES.glob("*.py")]
-    assert all(f'"{name}"' in source for name in scripts if name != "keyword_crnn.py")
+    assert [name for name in SCRIPTS if f'run("{name}",' not in source] == []
+
+
+def test_every_module_belongs_to_an_example():
+    """keyword_crnn.py is what another one trains."""
+    sources = [(EXAMPLES / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    modules = [path.stem for path in EXAMPLES.glob("*.py") if path.name not in SCRIPTS]
+    assert [name for name in modules if not any(f"from {name} import" in s for s in sources)] == []
