@@ -34,7 +34,7 @@ def requirements() -> tuple[list[str], list[str]]:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project, groups = pyproject["project"], pyproject["dependency-groups"]
     extras = project["optional-dependencies"]
-    return [*project["dependencies"], *extras["export"]], [*groups["build"], *groups["dev"]]
+    return [*project["dependencies"], *extras["export"]], [*groups["build"], *groups["test"]]
 
 
 def locked() -> dict[str, str]:
@@ -50,26 +50,13 @@ def set_up(which: str, venv: Path) -> str:
     python = str(venv / "bin" / "python")
     subprocess.run([UV, "venv", "--quiet", "--clear", "-p", sys.executable, venv], check=True)
     package, tools = requirements()
-    if which == "oldest":  # without torchaudio, which goes with one torch alone
-        lowest = [
-            UV,
-            "pip",
-            "compile",
-            "--quiet",
-            "--resolution",
-            "lowest-direct",
-            "-p",
-            python,
-            "-",
-        ]
-        listing = "\n".join(package)
-        pins = subprocess.check_output(lowest, input=listing, text=True, cwd=ROOT)
-        wanted = [*re.findall(r"^[\w-]+==\S+", pins, re.M), *tools]
-    else:
-        named = [Requirement(text) for text in (*package, "torchaudio", *tools)]
-        fitting = [r for r in named if r.marker is None or r.marker.evaluate()]
-        wanted = sorted({r.name for r in fitting})
-    install(python, *wanted)
+    named = [Requirement(text) for text in (*package, "torchaudio", *tools)]
+    named = [r for r in named if r.marker is None or r.marker.evaluate()]
+    if which == "newest":
+        install(python, *(r.name for r in named))
+    else:  # without torchaudio, which goes with one torch alone
+        lowest = [re.sub(r">=([\d.]+)[^;]*", r"==\1.*", text) for text in package]
+        install(python, *lowest, *tools)
     install(python, "--no-deps", "--editable", ".")
     return python
 
