@@ -23,7 +23,7 @@ from cnngru_edge.export.normal_form import normalize
 from cnngru_edge.export.onnx_trace import replaced, traced
 from cnngru_edge.export.own_onnx import OnnxModel
 from cnngru_edge.export.torchscript import not_traced
-from cnngru_edge.models.errors import ExportError, SpecError
+from cnngru_edge.models.errors import EdgeError, ExportError
 from cnngru_edge.models.own import LEAST_PROBABILITY, OwnModel
 from cnngru_edge.models.whole_spec import LETTERS, AudioInput, fixed_length_of
 from cnngru_edge.runtime.inputs import example_input
@@ -95,7 +95,7 @@ def _traced(model: OwnModel) -> ir.Model:
             # Whether the trace is right is seen when it answers as the module does.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             graph = traced(_Body(model), (example,), [_GIVEN], ["logits"], free)
-    except SpecError:
+    except EdgeError:
         raise
     except Exception as e:  # torch's exporter has no common base, and runs the owner's code
         raise not_traced(e) from e
