@@ -91,7 +91,7 @@ def _traced(model: OwnModel) -> ir.Model:
         if model.spec.writes_text:
             free["logits"][1] = "T"
     try:
-        with _unpacked(), of_any_length(), warnings.catch_warnings():
+        with unpacked(), of_any_length(), warnings.catch_warnings():
             # Whether the trace is right is seen when it answers as the module does.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             graph = traced(_Body(model), (example,), [_GIVEN], ["logits"], free)
@@ -267,7 +267,7 @@ def _of_packed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _unpacked() -> Iterator[None]:
+def unpacked() -> Iterator[None]:
     """While it lasts, sequences are packed by leaving them as they are.
 
     Torch's exporter has no packed sequences. A name is replaced wherever a module has imported it.
