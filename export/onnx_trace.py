@@ -40,8 +40,9 @@ def traced(
 ) -> ir.Model:
     """Trace a module on an example, with torch's exporter of TorchScript (`dynamo=False`).
 
-    It keeps nn.GRU as one GRU node at opset 17. The newer one writes opset 18 and later only, and
-    nn.GRU as one node without linear_before_reset, which answers wrong: see `export/faults.py`.
+    It keeps nn.GRU as one GRU node at opset 17 with any torch. The newer one (`dynamo=True`) needs
+    onnxscript too, and does so, with free batch and length, from torch 2.15 and onnxscript 0.7.2;
+    before that it fixed the length, and left linear_before_reset out (see `faults`).
 
     Args:
         module: in evaluation mode.

@@ -34,6 +34,11 @@ _KERNELS = (
 )
 
 
+def has_programs() -> bool:
+    """Whether the torch here is new enough."""
+    return Version(torch.__version__) >= Version(SINCE)
+
+
 def export_program(model: CnnGru | WholeModel, path: Path) -> None:
     """Write `model` as `torch.export.load` reads it, with the contract of its TorchScript.
 
@@ -42,7 +47,7 @@ def export_program(model: CnnGru | WholeModel, path: Path) -> None:
     Raises:
         ExportError: the torch here, or the module, cannot be exported so.
     """
-    if Version(torch.__version__) < Version(SINCE):
+    if not has_programs():
         raise ExportError(f"it needs torch {SINCE} or newer, here is {torch.__version__}")
     example, free = _example(model)
     with _quiet(), _shapes_only(), torch.no_grad():
