@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cnngru_edge.export.sensitivity import Sensitivity  # of onnx, which a device may not have
 
 TORCHSCRIPT = "model.ts"
+PROGRAM = "model.pt2"
 FLOAT = "model.fp32.onnx"
 INT8 = "model.int8.onnx"
 CHUNK = "model.int8.chunk.onnx"

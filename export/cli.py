@@ -170,7 +170,7 @@ def trace(
     data: Path | None,
     task: str | None,
 ) -> None:
-    """Write TorchScript and float ONNX of a CHECKPOINT, checked against it on recordings."""
+    """Write TorchScript, .pt2 and float ONNX of a CHECKPOINT, checked against it on recordings."""
     from cnngru_edge.calibration.corpus import demo_for, read_corpus
     from cnngru_edge.export import pipeline
 
@@ -178,7 +178,8 @@ def trace(
     for note in known:
         click.echo(f"warning: {note}", err=True)
     corpus = read_corpus(data or demo_for(model.spec), task)
-    found = pipeline.trace(model, out, pipeline.parity_clips(corpus.clips, model.spec))
+    clips = pipeline.parity_clips(corpus.clips, model.spec)
+    found = pipeline.trace(model, out, clips, lambda why: click.echo(f"note: {why}", err=True))
     if why := getattr(model, "why_one", ""):
         click.echo(f"warning: the graph takes one input at a time: {why}", err=True)
     for parity in found:

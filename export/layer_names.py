@@ -32,7 +32,7 @@ def name_nodes(graph: ir.Graph) -> None:
             module = _module(node) or name.strip("/")
             if _path_of(name) != module:
                 name = f"/{module}/{node.op_type}"
-        elif (scopes := _scopes(node)) and not name.startswith("/"):
+        elif (scopes := scopes_of(node)) and not name.startswith("/"):
             name = f"/{scopes}/{node.op_type}"
         if not (node.name or "").startswith(FRONTEND_NODES):
             name = outside_front_end(name)
@@ -100,7 +100,7 @@ def _module(node: ir.Node) -> str:
     name = (weight.name or "") if weight is not None else ""
     if name.endswith(".weight"):
         return name.removesuffix(".weight")
-    path = _scopes(node) or _path_of(node.name or "")
+    path = scopes_of(node) or _path_of(node.name or "")
     if path:
         return path
     if not _MADE_UP.fullmatch(name) and node.op_type not in {"GRU", "LSTM", "RNN"}:
@@ -108,7 +108,7 @@ def _module(node: ir.Node) -> str:
     return ""
 
 
-def _scopes(node: ir.Node) -> str:
+def scopes_of(node: ir.Node) -> str:
     """The innermost module that torch's newer exporter names; the last of all is the operator."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))

@@ -23,7 +23,7 @@ from cnngru_edge.export.normal_form import normalize
 from cnngru_edge.export.onnx_trace import replaced, traced
 from cnngru_edge.export.own_onnx import OnnxModel
 from cnngru_edge.export.torchscript import not_traced
-from cnngru_edge.models.errors import ExportError, SpecError
+from cnngru_edge.models.errors import EdgeError, ExportError
 from cnngru_edge.models.own import LEAST_PROBABILITY, OwnModel
 from cnngru_edge.models.whole_spec import LETTERS, AudioInput, fixed_length_of
 from cnngru_edge.runtime.inputs import example_input
@@ -91,11 +91,11 @@ def _traced(model: OwnModel) -> ir.Model:
         if model.spec.writes_text:
             free["logits"][1] = "T"
     try:
-        with _unpacked(), of_any_length(), warnings.catch_warnings():
+        with unpacked(), of_any_length(), warnings.catch_warnings():
             # Whether the trace is right is seen when it answers as the module does.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             graph = traced(_Body(model), (example,), [_GIVEN], ["logits"], free)
-    except SpecError:
+    except EdgeError:
         raise
     except Exception as e:  # torch's exporter has no common base, and runs the owner's code
         raise not_traced(e) from e
@@ -267,7 +267,7 @@ def _of_packed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _unpacked() -> Iterator[None]:
+def unpacked() -> Iterator[None]:
     """While it lasts, sequences are packed by leaving them as they are.
 
     Torch's exporter has no packed sequences. A name is replaced wherever a module has imported it.

@@ -23,8 +23,12 @@ class OnnxModule(nn.Module):
         self.path = path
         if not path.is_file():
             raise SpecError(f"{path}: no such file")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # errors are raised; warnings are about what it optimizes
         try:
-            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as e:  # its exceptions have no common base but this
             reason = str(e).strip().splitlines()[-1]
             raise SpecError(f"{path}: ONNX Runtime does not open it ({reason})") from e

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from cnngru_edge.export.artefacts import (
     INT8,
     INT8_FORMS,
     PLAN,
+    PROGRAM,
     RANGES,
     STREAMING,
     TORCHSCRIPT,
@@ -57,6 +58,7 @@ from cnngru_edge.export.onnx_export import export_onnx
 from cnngru_edge.export.own_onnx import OnnxModel
 from cnngru_edge.export.parity import Parity, check_parity
 from cnngru_edge.export.plan import Plan, search_fields
+from cnngru_edge.export.program import export_program
 from cnngru_edge.export.quantize import layers_in, quantize_onnx
 from cnngru_edge.export.report import write_report
 from cnngru_edge.export.search import search_plan
@@ -84,30 +86,58 @@ _PARITY_CLIPS = 8
 _SEARCHED_CLIPS = 1000
 
 
-def trace(model: Model, out: Path, clips: Sequence[Array]) -> list[Parity]:
-    """Write TorchScript and float ONNX of a model, if both equal torch on these clips.
+def trace(
+    model: Model,
+    out: Path,
+    clips: Sequence[Array],
+    note: Callable[[str], None] = lambda why: None,
+) -> list[Parity]:
+    """Write TorchScript, float ONNX and a program of torch, if they equal torch on these clips.
 
     A module that is not ours is for one input at a time if several are not what it answers alike;
-    an ONNX file has no TorchScript.
+    an ONNX file has neither TorchScript nor program. Where there can be no program, the others are
+    written.
+
+    Args:
+        model: the trained model.
+        out: the folder to write to.
+        clips: what they are to answer alike.
+        note: told why there is no program, where there is none.
     """
     folded = model.for_export()
     with staged(out) as stage:
-        if isinstance(model, OnnxModel):
-            names = [FLOAT]
-        else:
-            names = [TORCHSCRIPT, FLOAT]
-            export_torchscript(folded, stage / TORCHSCRIPT)
-        try:
-            export_onnx(folded, stage / FLOAT)
-            # Against the model as it was trained: folding batch norms is part of what is checked.
-            return [check_parity(model, stage / name, clips) for name in names]
-        except EdgeError as e:
-            if not isinstance(model, OwnModel) or not model.free_batch:
-                raise
-            model.why_one = f"side by side its graph does not answer alike ({e})"
-        model.free_batch = False
+        found = _traced(model, folded, stage, clips)
+        if not isinstance(model, OnnxModel):
+            try:
+                export_program(folded, stage / PROGRAM)
+                found.insert(1, check_parity(model, stage / PROGRAM, clips))
+            except EdgeError as e:
+                note(f"no {PROGRAM}: {e}")
+                (stage / PROGRAM).unlink(missing_ok=True)
+        has_program = (stage / PROGRAM).exists()
+    if not has_program:
+        (out / PROGRAM).unlink(missing_ok=True)  # of another model
+    return found
+
+
+def _traced(model: Model, folded: Model, stage: Path, clips: Sequence[Array]) -> list[Parity]:
+    """TorchScript, where it can be had, and float ONNX."""
+    if isinstance(model, OnnxModel):
+        names = [FLOAT]
+    else:
+        names = [TORCHSCRIPT, FLOAT]
+        export_torchscript(folded, stage / TORCHSCRIPT)
+    try:
         export_onnx(folded, stage / FLOAT)
+        # Against the model as it was trained: folding batch norms is part of what is checked.
         return [check_parity(model, stage / name, clips) for name in names]
+    except EdgeError as e:
+        if not isinstance(model, OwnModel) or not model.free_batch:
+            raise
+        model.why_one = f"side by side its graph does not answer alike ({e})"
+    model.free_batch = False
+    export_onnx(folded, stage / FLOAT)
+    return [check_parity(model, stage / name, clips) for name in names]
 
 
 def export(
@@ -171,7 +201,9 @@ def export(
         elif not force:
             check_apart(corpus, calibration, evaluation)
         with _timed(report, "trace"):
-            report.parity = trace(model, stage, parity_clips(calibration, spec))
+            parity = parity_clips(calibration, spec)
+            report.parity = trace(model, stage, parity, report.notes.append)
+            has_program = (stage / PROGRAM).exists()
             if isinstance(model, OwnModel) and model.why_one:
                 report.notes.append(f"the graph takes one input at a time: {model.why_one}")
             progress("trace", 1, 1)
@@ -269,6 +301,8 @@ def export(
     if not is_stream:
         for left in (STREAMING, *(INT8_FORMS.keys() - report.forms.keys())):
             (out / left).unlink(missing_ok=True)
+    if not has_program:
+        (out / PROGRAM).unlink(missing_ok=True)
     if isinstance(model, OnnxModel):
         (out / TORCHSCRIPT).unlink(missing_ok=True)
     return report

@@ -83,7 +83,7 @@ def load_source(source: Source) -> tuple["Model", str, list[str]]:
         from cnngru_edge.export.own_onnx import load_onnx
 
         model: OwnModel = load_onnx(onnx, own)
-        return model, onnx.stem, _looked_at(model)
+        return model, onnx.stem, _file_looked_at(onnx, model)
     assert module is not None
     if weights and checkpoint:
         raise click.UsageError("two checkpoints; --checkpoint is the same as CHECKPOINT")
@@ -92,6 +92,23 @@ def load_source(source: Source) -> tuple["Model", str, list[str]]:
         raise click.UsageError("--model needs its weights: --checkpoint")
     model = load_own(module, weights, own)
     return model, weights.stem, _looked_at(model)
+
+
+def _file_looked_at(path: Path, model: "OwnModel") -> list[str]:
+    """The same of a file, which may be damaged by the exporter that wrote it."""
+    import onnx_ir as ir
+
+    from cnngru_edge.export.faults import frozen_time_of, wrong_answers_of
+    from cnngru_edge.models.errors import SpecError
+
+    file = ir.load(path)
+    try:
+        known = _looked_at(model)
+    except SpecError as e:
+        if why := frozen_time_of(file):
+            raise SpecError(f"{e}; {why}") from e
+        raise
+    return [*filter(None, [wrong_answers_of(file)]), *known]
 
 
 def _looked_at(model: "OwnModel") -> list[str]:

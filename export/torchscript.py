@@ -25,7 +25,7 @@ def export_torchscript(model: CnnGru | WholeModel, path: Path) -> None:
     """
     with warnings.catch_warnings(), torch.no_grad():
         # TorchScript is what this artefact is; torch says on every call that it is deprecated.
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.")
         # nn.GRU checks the input's rank in Python.
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
         if isinstance(model, OwnModel):

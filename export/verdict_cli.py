@@ -94,9 +94,9 @@ def compare(
 ) -> None:
     """Let two artefacts answer the same labelled recordings: a verdict, and what it rests on.
 
-    Each may be a .onnx, .engine or .ts, or a .json of answers that --save-results kept, so that an
-    engine on its device is compared with a float model that is not there. Without CANDIDATE the
-    answers of REFERENCE are saved.
+    Each may be a .onnx, .engine, .ts or .pt2, or a .json of answers that --save-results kept, so
+    that an engine on its device is compared with a float model that is not there. Without CANDIDATE
+    the answers of REFERENCE are saved.
 
     Exit 0: equal or better. 1: worse. 3: not enough data.
     """

@@ -1,7 +1,8 @@
-"""TorchScript files in torch, on a host."""
+"""TorchScript files, and programs of `torch.export`, in torch on a host."""
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 from cnngru_edge.models.errors import BackendMissing, SessionError
 from cnngru_edge.models.spec import METADATA_KEY, ModelSpec, StateSpec
@@ -14,30 +15,22 @@ except ModuleNotFoundError as e:
     if e.name != "torch":
         raise
     raise BackendMissing(
-        "torch is not installed, which .ts files need: pip install 'cnngru-edge[export]', or run "
-        "the .onnx file"
+        "torch is not installed, which .ts and .pt2 files need: pip install 'cnngru-edge[export]', "
+        "or run the .onnx file"
     ) from e
 
 
 class TorchSession:
-    """A `.ts` file on the CPU."""
+    """A `.ts` or `.pt2` file on the CPU; they have the same contract."""
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         torch.set_num_threads(threads)  # for the whole process: torch has no finer setting
-        extra = {METADATA_KEY: ""}
+        open_file = _open_program if path.suffix == ".pt2" else _open_torchscript
         try:
-            with warnings.catch_warnings():
-                # TorchScript is what the file is; torch says on every call that it is deprecated.
-                warnings.filterwarnings("ignore", message=r"`torch\.jit\.load`")
-                self._module = torch.jit.load(  # type: ignore[no-untyped-call]
-                    path, map_location="cpu", _extra_files=extra
-                )
-        except (RuntimeError, ValueError) as e:
-            reason = str(e).strip().splitlines()[0]
+            self._module, text = open_file(path)
+        except Exception as e:  # torch has no common base for what is no such file
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise SessionError(f"{path}: torch does not open it ({reason})") from e
-        # torch hands the extra files back as bytes.
-        text = extra[METADATA_KEY]
-        text = text.decode() if isinstance(text, bytes) else text
         self.metadata = {METADATA_KEY: text} if text else {}
         self.spec = spec_of(path, self.metadata)
         self.inputs, self.outputs = _infos(self.spec)
@@ -61,8 +54,8 @@ class TorchSession:
                     values = (logits, *state_next)
                 else:
                     values = (self._module(first),)
-        except RuntimeError as e:
-            reason = str(e).strip().splitlines()[-1]
+        except Exception as e:  # a program raises what Python does
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[-1]
             raise SessionError(f"torch does not run this input ({reason})") from e
         return {o.name: v.numpy() for o, v in zip(self.outputs, values, strict=True)}
 
@@ -71,6 +64,29 @@ class TorchSession:
 
     def __exit__(self, *error: object) -> None:
         del self._module
+
+
+def _open_torchscript(path: Path) -> tuple[Any, str]:
+    """The module, and the spec that was written into the file, or nothing."""
+    extra: dict[str, Any] = {METADATA_KEY: ""}
+    with warnings.catch_warnings():
+        # TorchScript is what the file is; torch says on every call that it is deprecated.
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.load`")
+        module = torch.jit.load(  # type: ignore[no-untyped-call]
+            path, map_location="cpu", _extra_files=extra
+        )
+    text = extra[METADATA_KEY]
+    return module, text.decode() if isinstance(text, bytes) else text  # torch gives bytes
+
+
+def _open_program(path: Path) -> tuple[Any, str]:
+    """The same of a program."""
+    extra: dict[str, Any] = {METADATA_KEY: ""}
+    with warnings.catch_warnings():
+        # It says of weights that were saved as a group that it has found none of a whole group.
+        warnings.simplefilter("ignore")
+        module = torch.export.load(path, extra_files=extra).module()
+    return module, extra[METADATA_KEY]
 
 
 def _infos(spec: Spec) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:

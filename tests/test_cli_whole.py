@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from conftest import with_head_times
 
 from cnngru_edge.calibration.corpus import DEMO, DEMO_DIGITS, DEMO_PHRASES, read_corpus
-from cnngru_edge.export.artefacts import FLOAT, INT8
+from cnngru_edge.export.artefacts import FLOAT, INT8, PROGRAM
 from cnngru_edge.export.cli import main
+from cnngru_edge.export.program import has_programs
 from cnngru_edge.models.checkpoint import PRETRAINED
 from cnngru_edge.runtime import trt_library
 from cnngru_edge.runtime.golden import GOLDEN, read_golden
@@ -40,6 +41,8 @@ WRITTEN = {
     "report.html",
     "report.json",
 }
+if has_programs():
+    WRITTEN.add(PROGRAM)
 ENGINE = "model.int8.clip.rtx.engine"
 if trt_library.is_installed("tensorrt_rtx"):
     WRITTEN |= {ENGINE, f"{ENGINE}.json"}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import numpy as np
 import onnx
@@ -199,7 +200,8 @@ def make_impostor(path):
 
 
 def make_other_torchscript(path):
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit")  # as newer torch says
         torch.jit.script(torch.nn.Linear(2, 2)).save(path)
 
 
@@ -207,13 +209,15 @@ INPUTS = ["audio", *(state.name for state in TINY_SPEC.state)]
 BAD_ENGINES = {
     "none.onnx": (make_nothing, "no such file"),
     "none.ts": (make_nothing, "no such file"),
+    "none.pt2": (make_nothing, "no such file"),
     "none.engine": (make_nothing, "no such file"),
     "noise.bin": (
         make_noise,
-        r"expected a \.onnx, \.engine or \.ts file; 'cnngru-edge export' writes them",
+        r"expected a \.onnx, \.engine, \.ts or \.pt2 file; 'cnngru-edge export' writes them",
     ),
     "noise.onnx": (make_noise, r"ONNX Runtime does not open it \(.+\)"),
     "noise.ts": (make_noise, r"torch does not open it \(.+\)"),
+    "noise.pt2": (make_noise, r"torch does not open it \(.+\)"),
     "other.onnx": (make_other_onnx, re.escape(NO_SPEC)),
     "other.ts": (make_other_torchscript, re.escape(NO_SPEC)),
     "impostor.onnx": (
