@@ -1,10 +1,8 @@
 """A model as a program of `torch.export`: what torch has in place of TorchScript."""
 
 import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from cnngru_edge.models.spec import METADATA_KEY
 from cnngru_edge.models.whole import WholeModel
 from cnngru_edge.models.whole_spec import fixed_length_of
 from cnngru_edge.runtime.inputs import example_input
+from cnngru_edge.runtime.torch_session import quiet
 
 SINCE = "2.11"
 """The first torch of those tested that exports a program whose batch and length stay free."""
@@ -50,7 +49,7 @@ def export_program(model: CnnGru | WholeModel, path: Path) -> None:
     if not has_programs():
         raise ExportError(f"it needs torch {SINCE} or newer, here is {torch.__version__}")
     example, free = _example(model)
-    with _quiet(), _shapes_only(), torch.no_grad():
+    with quiet(), _shapes_only(), torch.no_grad():
         try:
             try:
                 program = _exported(model, example, free, any_size=True)
@@ -92,23 +91,6 @@ def _example(model: CnnGru | WholeModel) -> tuple[tuple[Any, ...], tuple[Any, ..
     if fixed_length_of(model.spec.input) is None:
         free[given.dim() - 1] = auto
     return (given,), (free,)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let nothing be said of guesses at shapes; what cannot be exported is an error.
-
-    Some of it is logged, some are warnings, and some is printed, the whole program with it.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        nowhere = io.StringIO()
-        with redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 @contextmanager

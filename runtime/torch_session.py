@@ -1,6 +1,10 @@
 """TorchScript files, and programs of `torch.export`, in torch on a host."""
 
+import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +86,26 @@ def _open_torchscript(path: Path) -> tuple[Any, str]:
 def _open_program(path: Path) -> tuple[Any, str]:
     """The same of a program."""
     extra: dict[str, Any] = {METADATA_KEY: ""}
-    with warnings.catch_warnings():
-        # It says of weights that were saved as a group that it has found none of a whole group.
-        warnings.simplefilter("ignore")
+    with quiet():
         module = torch.export.load(path, extra_files=extra).module()
     return module, extra[METADATA_KEY]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While it lasts, torch.export does not say what it guesses; what it cannot do is an error.
+
+    Some of it is logged, some are warnings, and some is printed, a whole program with it.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        nowhere = io.StringIO()
+        with redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _infos(spec: Spec) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:

@@ -357,7 +357,7 @@ def traced(model, example):
     import torch
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="`torch.jit")
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
         return torch.jit.trace(model, example)
 
@@ -370,6 +370,7 @@ def exported_to_onnx(model, example, axes):
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="`torch.jit")
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python boolean")
         warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size")
         warnings.filterwarnings("ignore", message="Constant folding")

@@ -136,6 +136,18 @@ def subject(name, clips):
     return model
 
 
+@pytest.fixture(autouse=True, scope="module")
+def without_programs():
+    """They take a second each; test_export_program.py has them."""
+
+    def none(model, path):
+        raise ExportError("not here")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "export_program", none)
+        yield
+
+
 @pytest.fixture(scope="module")
 def heard(demo):
     """Recordings to calibrate with, and others."""
