@@ -17,6 +17,7 @@ from cnngru_edge.models.whole_spec import WholeSpec, fixed_length_of
 from cnngru_edge.runtime.audio import pad_to_multiple
 from cnngru_edge.runtime.inputs import fitted
 from cnngru_edge.runtime.session import Array, Session, initial_state, open_session
+from cnngru_edge.runtime.torch_session import TorchSession
 
 TOLERANCE = 1e-4
 
@@ -37,7 +38,10 @@ def check_parity(model: CnnGru | WholeModel, artefact: Path, clips: Sequence[Arr
         ParityError: a tensor differs by more than TOLERANCE.
     """
     errors: dict[str, float] = {}
-    with open_session(artefact) as session, torch.inference_mode():
+    # A program was written a moment ago, by this process; no other may be opened.
+    is_program = artefact.suffix == ".pt2"
+    opened = TorchSession(artefact) if is_program else open_session(artefact)
+    with opened as session, torch.inference_mode():
         try:
             for expected, found in _outputs(model, session, clips):
                 for name, value in expected.items():

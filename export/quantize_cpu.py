@@ -98,11 +98,14 @@ def _quantize_last_convolution(tape: ir.tape.Tape, node: ir.Node, range_of: Rang
     values = values_of(weight)
     scales = integer.weight_scales(values, axis=0)
     shape = (-1, *[1] * (values.ndim - 1))
-    integers = integer.quantize(values, scales.reshape(shape), 0, np.int8)
-    zero_point = integer.stored(
-        tape, f"{weight.name}_input_zero_point", np.array(affine.zero_point)
-    )
-    inputs = [quantized, integer.stored(tape, f"{weight.name}_int8", integers), zero_point]
+    # Shifted into uint8: ONNX Runtime before 1.24 has no ConvInteger of int8 weights.
+    shifted = integer.quantize(values, scales.reshape(shape), 0, np.int8).astype(np.int16) + 128
+    inputs = [
+        quantized,
+        integer.stored(tape, f"{weight.name}_int8", shifted.astype(np.uint8)),
+        integer.stored(tape, f"{weight.name}_input_zero_point", np.array(affine.zero_point)),
+        integer.stored(tape, f"{weight.name}_zero_point", np.array(128, np.uint8)),
+    ]
     sums = named(tape.op("ConvInteger", inputs, dict(node.attributes)), f"{node.name}_int32")
     floats = named(tape.op("Cast", [sums], {"to": ir.DataType.FLOAT}), f"{node.name}_sums")
     steps = integer.stored(

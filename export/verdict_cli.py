@@ -94,7 +94,7 @@ def compare(
 ) -> None:
     """Let two artefacts answer the same labelled recordings: a verdict, and what it rests on.
 
-    Each may be a .onnx, .engine, .ts or .pt2, or a .json of answers that --save-results kept, so
+    Each may be a .onnx, .engine or .ts, or a .json of answers that --save-results kept, so
     that an engine on its device is compared with a float model that is not there. Without CANDIDATE
     the answers of REFERENCE are saved.
 

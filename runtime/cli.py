@@ -46,9 +46,7 @@ def _list_devices(context: click.Context, option: click.Parameter, is_asked: boo
 
 
 @click.command()
-@click.option(
-    "--engine", type=FILE, required=True, help="Artefact to run (.onnx, .engine, .ts or .pt2)."
-)
+@click.option("--engine", type=FILE, required=True, help="Artefact to run (.onnx, .engine or .ts).")
 @click.option("--reference", type=FILE, help="Check each answer against this float artefact.")
 @click.option(
     "--shadow",
@@ -387,7 +385,7 @@ def bench(
 
 @click.command()
 @click.option(
-    "--engine", type=FILE, required=True, help="Artefact to test (.onnx, .engine, .ts or .pt2)."
+    "--engine", type=FILE, required=True, help="Artefact to test (.onnx, .engine or .ts)."
 )
 @click.option(
     "--golden",

@@ -110,7 +110,7 @@ class HostStreams:
 
 
 def open_session(path: Path, *, threads: int = 1, cuda_graph: bool = True) -> Session:
-    """Open a `.onnx` (ONNX Runtime), `.engine` (TensorRT), or `.ts` or `.pt2` (torch) artefact.
+    """Open a `.onnx` (ONNX Runtime), `.engine` (TensorRT) or `.ts` (TorchScript) artefact.
 
     Args:
         path: the file; its suffix says which backend.
@@ -127,7 +127,7 @@ def open_session(path: Path, *, threads: int = 1, cuda_graph: bool = True) -> Se
         from cnngru_edge.runtime.ort_session import OrtSession
 
         return OrtSession(path, threads=threads)
-    if path.suffix in {".ts", ".pt2"}:
+    if path.suffix == ".ts":
         from cnngru_edge.runtime.torch_session import TorchSession
 
         return TorchSession(path, threads=threads)
@@ -135,8 +135,13 @@ def open_session(path: Path, *, threads: int = 1, cuda_graph: bool = True) -> Se
         from cnngru_edge.runtime.trt_session import TrtSession
 
         return TrtSession(path, cuda_graph=cuda_graph)
+    if path.suffix == ".pt2":
+        raise SessionError(
+            f"{path}: torch.export.load may run code that a file holds, so it is not opened here; "
+            "run the .onnx or .ts file beside it"
+        )
     raise SessionError(
-        f"{path}: expected a .onnx, .engine, .ts or .pt2 file; 'cnngru-edge export' writes them"
+        f"{path}: expected a .onnx, .engine or .ts file; 'cnngru-edge export' writes them"
     )
 
 

@@ -19,13 +19,16 @@ except ModuleNotFoundError as e:
     if e.name != "torch":
         raise
     raise BackendMissing(
-        "torch is not installed, which .ts and .pt2 files need: pip install 'cnngru-edge[export]', "
+        "torch is not installed, which .ts files need: pip install 'cnngru-edge[export]', "
         "or run the .onnx file"
     ) from e
 
 
 class TorchSession:
-    """A `.ts` or `.pt2` file on the CPU; they have the same contract."""
+    """A `.ts` file on the CPU, or a `.pt2` file of our own making, which has the same contract.
+
+    Never a `.pt2` of somebody else: `torch.export.load` unpickles, and evaluates expressions.
+    """
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         torch.set_num_threads(threads)  # for the whole process: torch has no finer setting

@@ -347,7 +347,9 @@ def with_head_times(factor, source, target):
 
     model = onnx.load(source)
     weight = next(i for i in model.graph.initializer if i.name.startswith("head.weight"))
-    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * factor, weight.name))
+    values = numpy_helper.to_array(weight)
+    times = (values * factor).astype(values.dtype)  # numpy 1 makes a scalar float64
+    weight.CopyFrom(numpy_helper.from_array(times, weight.name))
     onnx.save(model, target)
     return target
 

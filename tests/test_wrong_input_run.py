@@ -213,11 +213,14 @@ BAD_ENGINES = {
     "none.engine": (make_nothing, "no such file"),
     "noise.bin": (
         make_noise,
-        r"expected a \.onnx, \.engine, \.ts or \.pt2 file; 'cnngru-edge export' writes them",
+        r"expected a \.onnx, \.engine or \.ts file; 'cnngru-edge export' writes them",
     ),
     "noise.onnx": (make_noise, r"ONNX Runtime does not open it \(.+\)"),
     "noise.ts": (make_noise, r"torch does not open it \(.+\)"),
-    "noise.pt2": (make_noise, r"torch does not open it \(.+\)"),
+    "noise.pt2": (
+        make_noise,
+        "torch.export.load may run code that a file holds, .+ the .onnx or .ts",
+    ),
     "other.onnx": (make_other_onnx, re.escape(NO_SPEC)),
     "other.ts": (make_other_torchscript, re.escape(NO_SPEC)),
     "impostor.onnx": (
