@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import needs_torchaudio  # noqa: F401
 import numpy as np
 import pytest
 import soundfile

@@ -31,6 +31,8 @@ def clips(demo, wav):
 
 
 def run(name, *arguments):
+    if "torchaudio" in (EXAMPLES / name).read_text(encoding="utf-8"):
+        import needs_torchaudio  # noqa: F401
     command = [sys.executable, EXAMPLES / name, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 

@@ -1,3 +1,4 @@
+import needs_torchaudio  # noqa: F401
 import pytest
 import torch
 import torchaudio

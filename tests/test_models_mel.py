@@ -1,5 +1,6 @@
 """The filterbank and the DCT are torchaudio's."""
 
+import needs_torchaudio  # noqa: F401
 import numpy as np
 import pytest
 from hypothesis import given

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import needs_torchaudio  # noqa: F401
 import pytest
 import torch
 import torchaudio.transforms as T

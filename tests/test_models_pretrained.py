@@ -1,5 +1,6 @@
 """The models that read phrases and images, on the demos that come with them."""
 
+import needs_torchaudio  # noqa: F401
 import pytest
 import torch
 

@@ -1,6 +1,7 @@
 import dataclasses
 from pathlib import Path
 
+import needs_torchaudio  # noqa: F401
 import numpy as np
 import pytest
 import soundfile

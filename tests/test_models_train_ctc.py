@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
+import needs_torchaudio  # noqa: F401
 import numpy as np
 import pytest
 import soundfile

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import itertools
 
+import needs_torchaudio  # noqa: F401
 import numpy as np
 import pytest
 import torch

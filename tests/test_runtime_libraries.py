@@ -124,7 +124,8 @@ def test_what_training_needs(cnngru_edge, manifest, tmp_path, demo, library, cod
 @pytest.mark.parametrize("code", [MISSING, OTHER_TORCH], ids=["missing", "broken"])
 def test_a_module_is_traced_without_torchaudio(cnngru_edge, tmp_path, tiny_checkpoint, code):
     done = cnngru_edge({"torchaudio": code}, "trace", tiny_checkpoint, "--out", tmp_path / "out")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert "torchaudio" not in done.stderr
     assert (tmp_path / "out" / "model.fp32.onnx").is_file()
 
 

@@ -217,10 +217,7 @@ BAD_ENGINES = {
     ),
     "noise.onnx": (make_noise, r"ONNX Runtime does not open it \(.+\)"),
     "noise.ts": (make_noise, r"torch does not open it \(.+\)"),
-    "noise.pt2": (
-        make_noise,
-        "torch.export.load may run code that a file holds, .+ the .onnx or .ts",
-    ),
+    "noise.pt2": (make_noise, r"torch\.export\.load may run code that a file holds, .+ beside it"),
     "other.onnx": (make_other_onnx, re.escape(NO_SPEC)),
     "other.ts": (make_other_torchscript, re.escape(NO_SPEC)),
     "impostor.onnx": (

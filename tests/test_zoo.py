@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import click
+import needs_torchaudio  # noqa: F401
 import pytest
 
 from cnngru_edge.calibration.corpus import DEMO, DEMO_DIGITS, DEMO_PHRASES
