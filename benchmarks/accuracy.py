@@ -12,12 +12,13 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cnngru_edge.calibration.corpus import EVAL, match_labels, read_corpus
-from cnngru_edge.models.spec import SILENCE
-from cnngru_edge.models.streams import excerpt, snr_gain
-from cnngru_edge.models.whole_spec import streamable
-from cnngru_edge.runtime.audio import Samples, pad_to_multiple, read_audio
-from cnngru_edge.runtime.session import Session, open_session
+from cnngru_edge.calibration.corpus.read import EVAL, match_labels, read_corpus
+from cnngru_edge.export.training.streams import excerpt, snr_gain
+from cnngru_edge.models.spec.stream import SILENCE
+from cnngru_edge.models.spec.whole import streamable
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import Samples, pad_to_multiple, read_audio
+from cnngru_edge.runtime.session import Session
 from cnngru_edge.runtime.stream import Stream, flushed
 
 BATCH = 64

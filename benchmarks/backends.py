@@ -18,14 +18,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from cnngru_edge.calibration.collect import FRONTEND_NODES, calibrate
-from cnngru_edge.calibration.ranges import CalibrateConfig
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig
+from cnngru_edge.calibration.ranges.collect import FRONTEND_NODES, calibrate
 from cnngru_edge.export.artefacts import FLOAT, INT8, RANGES, TORCHSCRIPT
-from cnngru_edge.export.inspection import inspect
-from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.runtime.audio import pad_to_multiple, read_audio
+from cnngru_edge.export.chain.inspection import inspect
+from cnngru_edge.export.quantize.run import quantize_onnx
+from cnngru_edge.models.nets.cnn_gru import CnnGru
+from cnngru_edge.models.spec.stream import ModelSpec
+from cnngru_edge.runtime.inputs.audio import pad_to_multiple, read_audio
 from cnngru_edge.runtime.session import Array, Feed, initial_state
 
 Arrays = dict[str, Array]

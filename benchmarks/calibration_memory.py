@@ -16,8 +16,8 @@ from pathlib import Path
 
 import click
 
-from cnngru_edge.calibration.corpus import DEMO, calibration_sources
-from cnngru_edge.calibration.ranges import CalibrateConfig
+from cnngru_edge.calibration.corpus.read import DEMO, calibration_sources
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig
 
 
 @click.command()
@@ -36,7 +36,7 @@ from cnngru_edge.calibration.ranges import CalibrateConfig
 def main(graph: Path, data: Path, task: str | None, counts: Sequence[int]) -> None:
     """Print the peak resident memory of each calibration and the growth from first to last."""
     if len(counts) == 1:
-        from cnngru_edge.calibration.collect import calibrate
+        from cnngru_edge.calibration.ranges.collect import calibrate
 
         paths = calibration_sources(data, task, 1)
         calibrate(graph, list(islice(cycle(paths), counts[0])), CalibrateConfig(min_clips=1))

@@ -15,9 +15,9 @@ import click
 import numpy as np
 import soundfile
 
-from cnngru_edge.calibration.corpus import CALIB, EVAL, Corpus, read_corpus
-from cnngru_edge.models.connected import ConnectedConfig, Utterance, connect
-from cnngru_edge.runtime.audio import read_audio
+from cnngru_edge.calibration.corpus.read import CALIB, EVAL, Corpus, read_corpus
+from cnngru_edge.export.training.connected import ConnectedConfig, Utterance, connect
+from cnngru_edge.runtime.inputs.audio import read_audio
 
 RATE = 16_000
 

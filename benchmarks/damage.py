@@ -18,15 +18,15 @@ import onnx
 import soundfile
 from onnx import numpy_helper
 
-from cnngru_edge.calibration.collect import calibrate
-from cnngru_edge.calibration.corpus import EVAL, read_corpus, spread
-from cnngru_edge.calibration.ranges import CalibrateConfig
+from cnngru_edge.calibration.corpus.read import EVAL, read_corpus, spread
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig
+from cnngru_edge.calibration.ranges.collect import calibrate
 from cnngru_edge.export.artefacts import FLOAT, INT8
-from cnngru_edge.export.compare import compare, interval_text
-from cnngru_edge.export.long_streams import load
-from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.sensitivity import sensitivity
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.export.quantize.run import quantize_onnx
+from cnngru_edge.export.verdict.compare import compare, interval_text
+from cnngru_edge.export.verdict.long_streams import load
+from cnngru_edge.export.verdict.sensitivity import sensitivity
+from cnngru_edge.runtime.backends.open import open_session
 
 SCALES = "grus.0.weight_hh_l0_scale"
 FACTOR = 4

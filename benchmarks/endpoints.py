@@ -17,14 +17,15 @@ import numpy as np
 from connected_words import strings_of
 from torchaudio.functional import edit_distance
 
-from cnngru_edge.calibration.corpus import EVAL, read_corpus
-from cnngru_edge.models.connected import Utterance, speech_edges
-from cnngru_edge.models.spec import EndpointSpec, ModelSpec
-from cnngru_edge.runtime.audio import Samples, pad_to_multiple
-from cnngru_edge.runtime.ctc import Transcript, frame_s
-from cnngru_edge.runtime.session import Array, open_session
+from cnngru_edge.calibration.corpus.read import EVAL, read_corpus
+from cnngru_edge.export.training.connected import Utterance, speech_edges
+from cnngru_edge.models.spec.stream import EndpointSpec, ModelSpec
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.decode.answer import Transcriber
+from cnngru_edge.runtime.decode.ctc import Transcript, frame_s
+from cnngru_edge.runtime.inputs.audio import Samples, pad_to_multiple
+from cnngru_edge.runtime.session import Array
 from cnngru_edge.runtime.stream import Stream
-from cnngru_edge.runtime.transcribe import Transcriber
 
 PAUSE_S = (1.0, 3.0)
 _STRINGS = 50  # in a stream

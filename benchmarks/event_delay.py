@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cnngru_edge.calibration.corpus import EVAL, read_corpus
-from cnngru_edge.export.long_streams import (
+from cnngru_edge.calibration.corpus.read import EVAL, read_corpus
+from cnngru_edge.export.verdict.long_streams import (
     EARLY_S,
     LATE_S,
     MixConfig,
@@ -21,8 +21,8 @@ from cnngru_edge.export.long_streams import (
     stream_logits,
     word_streams,
 )
-from cnngru_edge.models.whole_spec import streamable
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.models.spec.whole import streamable
+from cnngru_edge.runtime.backends.open import open_session
 
 
 @click.command()

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from cnngru_edge.export import onnx_graph
-from cnngru_edge.export.engine import write_engine
-from cnngru_edge.export.trt_builder import BuildConfig, can_build, target_of
+from cnngru_edge.export.chain.engine import write_engine
+from cnngru_edge.export.graph import files as onnx_graph
+from cnngru_edge.export.targets.trt.build import BuildConfig, can_build, target_of
 from cnngru_edge.models.errors import BackendMissing, EdgeError
-from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.models.whole_spec import streamable
+from cnngru_edge.models.spec.stream import ModelSpec
+from cnngru_edge.models.spec.whole import streamable
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.backends.trt.cuda import Cuda
 from cnngru_edge.runtime.bench import Times, bench
-from cnngru_edge.runtime.cuda import Cuda
-from cnngru_edge.runtime.session import initial_state, open_session
+from cnngru_edge.runtime.session import initial_state
 
 MODELS = ("kws12", "large")
 BATCHES = (1, 64)
@@ -36,15 +37,15 @@ def prepare(folder: Path, models: Sequence[str]) -> None:
     """Write every graph of these models; the large one has random weights."""
     import torch
 
-    from cnngru_edge.calibration.collect import calibrate
-    from cnngru_edge.calibration.corpus import CALIB, DEMO, read_corpus
-    from cnngru_edge.calibration.ranges import CalibrateConfig
-    from cnngru_edge.export.onnx_export import export_onnx
-    from cnngru_edge.export.quantize import quantize_onnx
-    from cnngru_edge.export.recurrent import lower_recurrent
-    from cnngru_edge.export.targets import TENSORRT, TENSORRT_FP16
-    from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint, save_checkpoint
-    from cnngru_edge.models.cnn_gru import CnnGru
+    from cnngru_edge.calibration.corpus.read import CALIB, DEMO, read_corpus
+    from cnngru_edge.calibration.ranges.choose import CalibrateConfig
+    from cnngru_edge.calibration.ranges.collect import calibrate
+    from cnngru_edge.export.lower.recurrent import lower_recurrent
+    from cnngru_edge.export.quantize.run import quantize_onnx
+    from cnngru_edge.export.targets.base import TENSORRT, TENSORRT_FP16
+    from cnngru_edge.export.trace.model import export_onnx
+    from cnngru_edge.models.nets.checkpoint import PRETRAINED, load_checkpoint, save_checkpoint
+    from cnngru_edge.models.nets.cnn_gru import CnnGru
 
     kws12 = load_checkpoint(PRETRAINED / "kws12.safetensors")
     torch.manual_seed(0)
@@ -160,8 +161,8 @@ def torch_rows(model: Path, form: str, batch: int) -> list[str]:
     try:
         import torch
 
-        from cnngru_edge.models.checkpoint import load_checkpoint
-        from cnngru_edge.models.cnn_gru import CnnGru
+        from cnngru_edge.models.nets.checkpoint import load_checkpoint
+        from cnngru_edge.models.nets.cnn_gru import CnnGru
     except ImportError as e:
         return [f"torch | not installed ({e}) | | | |"]
     if not torch.cuda.is_available():

@@ -33,19 +33,20 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from cnngru_edge.calibration.collect import calibrate
-from cnngru_edge.calibration.corpus import DEMO, EVAL, Clip, calibration_clips, read_corpus
-from cnngru_edge.calibration.ranges import METHODS, MIN_CLIPS, CalibrateConfig, Method
+from cnngru_edge.calibration.corpus.read import DEMO, EVAL, Clip, calibration_clips, read_corpus
+from cnngru_edge.calibration.ranges.choose import METHODS, MIN_CLIPS, CalibrateConfig, Method
+from cnngru_edge.calibration.ranges.collect import calibrate
 from cnngru_edge.export.artefacts import FLOAT, INT8, RANGES
-from cnngru_edge.export.pipeline import parity_clips, trace
-from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.recurrent import lower_recurrent
-from cnngru_edge.export.targets import CPU
-from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
-from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.whole_spec import streamable
-from cnngru_edge.runtime.audio import Samples, read_audio
-from cnngru_edge.runtime.session import Array, Session, initial_state, open_session
+from cnngru_edge.export.chain.pipeline import parity_clips, trace
+from cnngru_edge.export.lower.recurrent import lower_recurrent
+from cnngru_edge.export.quantize.run import quantize_onnx
+from cnngru_edge.export.targets.base import CPU
+from cnngru_edge.models.nets.checkpoint import PRETRAINED, load_checkpoint
+from cnngru_edge.models.nets.cnn_gru import CnnGru
+from cnngru_edge.models.spec.whole import streamable
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import Samples, read_audio
+from cnngru_edge.runtime.session import Array, Session, initial_state
 
 WINDOWS = 6
 CONFIDENCE = 0.95

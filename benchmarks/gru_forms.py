@@ -17,10 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from cnngru_edge.calibration.ranges import Range
-from cnngru_edge.export import quantize_cpu
-from cnngru_edge.export.onnx_graph import drop_unused
-from cnngru_edge.export.recurrent import lower_recurrent
+from cnngru_edge.calibration.ranges.choose import Range
+from cnngru_edge.export.graph.files import drop_unused
+from cnngru_edge.export.lower.recurrent import lower_recurrent
+from cnngru_edge.export.targets import cpu as quantize_cpu
 
 SIZES = [(320, 128), (640, 128), (320, 256), (512, 512)]
 FRAMES = [1, 50]

@@ -18,19 +18,20 @@ import click
 import numpy as np
 import torch
 
-from cnngru_edge.calibration.collect import calibrate
-from cnngru_edge.calibration.corpus import CALIB, DEMO, EVAL, read_corpus, spread
-from cnngru_edge.calibration.ranges import CalibrateConfig
+from cnngru_edge.calibration.corpus.read import CALIB, DEMO, EVAL, read_corpus, spread
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig
+from cnngru_edge.calibration.ranges.collect import calibrate
 from cnngru_edge.export.artefacts import CHUNK, FLOAT, RANGES
-from cnngru_edge.export.coverage import onnxruntime_coverage
-from cnngru_edge.export.onnx_export import export_onnx
-from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
-from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.spec import ConvSpec
-from cnngru_edge.models.train_ctc import CTC_SPEC
-from cnngru_edge.runtime.audio import Samples, read_audio
-from cnngru_edge.runtime.session import Session, open_session
+from cnngru_edge.export.quantize.run import quantize_onnx
+from cnngru_edge.export.targets.cpu_receipt import onnxruntime_coverage
+from cnngru_edge.export.trace.model import export_onnx
+from cnngru_edge.export.training.ctc import CTC_SPEC
+from cnngru_edge.models.nets.checkpoint import PRETRAINED, load_checkpoint
+from cnngru_edge.models.nets.cnn_gru import CnnGru
+from cnngru_edge.models.spec.stream import ConvSpec
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import Samples, read_audio
+from cnngru_edge.runtime.session import Session
 from cnngru_edge.runtime.stream import Stream
 
 LARGE_SPEC = replace(

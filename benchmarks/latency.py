@@ -17,9 +17,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cnngru_edge.calibration.corpus import DEMO, EVAL, read_corpus
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.calibration.corpus.read import DEMO, EVAL, read_corpus
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import read_audio
 from cnngru_edge.runtime.stream import Stream, fixed_length
 
 WARM_UP = 500

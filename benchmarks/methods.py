@@ -12,12 +12,13 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cnngru_edge.calibration.collect import calibrate
-from cnngru_edge.calibration.corpus import DEMO, calibration_sources
-from cnngru_edge.calibration.ranges import METHODS, CalibrateConfig
-from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.runtime.inputs import read_input
-from cnngru_edge.runtime.session import Array, open_session
+from cnngru_edge.calibration.corpus.read import DEMO, calibration_sources
+from cnngru_edge.calibration.ranges.choose import METHODS, CalibrateConfig
+from cnngru_edge.calibration.ranges.collect import calibrate
+from cnngru_edge.export.quantize.run import quantize_onnx
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.read import read_input
+from cnngru_edge.runtime.session import Array
 from cnngru_edge.runtime.stream import clip_logits
 
 

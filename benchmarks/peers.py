@@ -30,13 +30,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cnngru_edge.calibration.corpus import DEMO, EVAL, calibration_clips, match_labels, read_corpus
-from cnngru_edge.calibration.ranges import MIN_CLIPS
-from cnngru_edge.export.pipeline import parity_clips, trace
-from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
-from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.runtime.audio import Samples, pad_to_multiple, read_audio
-from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.calibration.corpus.read import (
+    DEMO,
+    EVAL,
+    calibration_clips,
+    match_labels,
+    read_corpus,
+)
+from cnngru_edge.calibration.ranges.choose import MIN_CLIPS
+from cnngru_edge.export.chain.pipeline import parity_clips, trace
+from cnngru_edge.models.nets.checkpoint import PRETRAINED, load_checkpoint
+from cnngru_edge.models.nets.cnn_gru import CnnGru
+from cnngru_edge.runtime.decode.label import clip_scores
+from cnngru_edge.runtime.inputs.audio import Samples, pad_to_multiple, read_audio
 from cnngru_edge.runtime.session import Array, Feed, initial_state
 from cnngru_edge.runtime.stream import clip_feed, flushed
 

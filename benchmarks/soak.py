@@ -17,10 +17,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cnngru_edge.calibration.corpus import DEMO, EVAL, read_corpus
-from cnngru_edge.models.whole_spec import streamable
-from cnngru_edge.runtime.audio import Samples, read_audio
-from cnngru_edge.runtime.session import Array, Session, open_session
+from cnngru_edge.calibration.corpus.read import DEMO, EVAL, read_corpus
+from cnngru_edge.models.spec.whole import streamable
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import Samples, read_audio
+from cnngru_edge.runtime.session import Array, Session
 from cnngru_edge.runtime.stream import Stream, fixed_length
 
 WINDOW_S = 120.0

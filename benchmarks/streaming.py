@@ -14,8 +14,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cnngru_edge.calibration.corpus import EVAL, match_labels, read_corpus
-from cnngru_edge.export.long_streams import (
+from cnngru_edge.calibration.corpus.read import EVAL, match_labels, read_corpus
+from cnngru_edge.export.verdict.long_streams import (
     LongStream,
     MixConfig,
     Score,
@@ -26,11 +26,12 @@ from cnngru_edge.export.long_streams import (
     stream_logits,
     word_streams,
 )
-from cnngru_edge.models.checkpoint import load_checkpoint
-from cnngru_edge.models.spec import SILENCE, DecisionSpec, ModelSpec
-from cnngru_edge.models.whole_spec import streamable
-from cnngru_edge.runtime.audio import Samples
-from cnngru_edge.runtime.session import Array, Session, open_session
+from cnngru_edge.models.nets.checkpoint import load_checkpoint
+from cnngru_edge.models.spec.stream import SILENCE, DecisionSpec, ModelSpec
+from cnngru_edge.models.spec.whole import streamable
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import Samples
+from cnngru_edge.runtime.session import Array, Session
 from cnngru_edge.runtime.stream import FLUSH_S, clip_logits
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.965, 0.97, 0.975, 0.98)

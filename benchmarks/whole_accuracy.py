@@ -12,10 +12,10 @@ import click
 import torch
 from torchaudio.functional import edit_distance
 
-from cnngru_edge.calibration.corpus import EVAL, read_corpus
-from cnngru_edge.models.checkpoint import load_checkpoint
-from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.train_whole import answers, load_examples
+from cnngru_edge.calibration.corpus.read import EVAL, read_corpus
+from cnngru_edge.export.training.whole import answers, load_examples
+from cnngru_edge.models.nets.checkpoint import load_checkpoint
+from cnngru_edge.models.nets.cnn_gru import CnnGru
 
 
 @click.command()

@@ -16,13 +16,14 @@ import torch
 from connected_words import strings_of
 from torchaudio.functional import edit_distance
 
-from cnngru_edge.calibration.corpus import EVAL, read_corpus
-from cnngru_edge.models.connected import Utterance
-from cnngru_edge.models.streams import excerpt, snr_gain
-from cnngru_edge.models.train_ctc import greedy_texts
-from cnngru_edge.models.whole_spec import streamable
-from cnngru_edge.runtime.audio import Samples, pad_to_multiple, read_audio
-from cnngru_edge.runtime.session import Session, open_session
+from cnngru_edge.calibration.corpus.read import EVAL, read_corpus
+from cnngru_edge.export.training.connected import Utterance
+from cnngru_edge.export.training.ctc import greedy_texts
+from cnngru_edge.export.training.streams import excerpt, snr_gain
+from cnngru_edge.models.spec.whole import streamable
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import Samples, pad_to_multiple, read_audio
+from cnngru_edge.runtime.session import Session
 from cnngru_edge.runtime.stream import Stream, flushed
 
 SNRS_DB = (20, 10, 5, 0)

@@ -22,21 +22,22 @@ import torch
 from connected_words import write_strings
 from large_ctc import large_model, write_models
 
-from cnngru_edge.calibration.corpus import DEMO, Corpus, demo_for, read_corpus
-from cnngru_edge.calibration.ranges import CalibrateConfig
+from cnngru_edge.calibration.corpus.read import DEMO, Corpus, demo_for, read_corpus
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig
 from cnngru_edge.export.artefacts import CHUNK, FLOAT, INT8, RANGES
-from cnngru_edge.export.compare import Comparison
-from cnngru_edge.export.evidence import versions
-from cnngru_edge.export.pipeline import Model, export
-from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.source import Source, load_source
+from cnngru_edge.export.chain.evidence import versions
+from cnngru_edge.export.chain.pipeline import Model, export
+from cnngru_edge.export.commands.source import Source, load_source
+from cnngru_edge.export.quantize.run import quantize_onnx
+from cnngru_edge.export.verdict.compare import Comparison
 from cnngru_edge.models.atomic import write_file
-from cnngru_edge.models.checkpoint import PRETRAINED
-from cnngru_edge.models.spec import CTC, KWS, ModelSpec
-from cnngru_edge.models.whole_spec import CRNN, TEXT, Spec, TokenInput, WholeSpec, sample_rate_of
+from cnngru_edge.models.nets.checkpoint import PRETRAINED
+from cnngru_edge.models.spec.stream import CTC, KWS, ModelSpec
+from cnngru_edge.models.spec.whole import CRNN, TEXT, Spec, TokenInput, WholeSpec, sample_rate_of
+from cnngru_edge.runtime.backends.open import open_session
 from cnngru_edge.runtime.bench import measure_steps, measure_whole
-from cnngru_edge.runtime.inputs import example_input
-from cnngru_edge.runtime.session import Session, open_session
+from cnngru_edge.runtime.inputs.read import example_input
+from cnngru_edge.runtime.session import Session
 
 OUT = Path("build/zoo")
 CHECKPOINTS = tuple(PRETRAINED.glob("*.safetensors"))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import soundfile
 
+from cnngru_edge.runtime.backends.open import open_session
 from cnngru_edge.runtime.live import Event, StreamSession
-from cnngru_edge.runtime.session import open_session
 
 
 async def packets(audio: Path) -> AsyncIterator:

@@ -4,17 +4,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnngru_edge.calibration.audit import Audit
-from cnngru_edge.export.compare import Comparison
-from cnngru_edge.export.plan import Plan
-from cnngru_edge.export.streaming import StreamingComparison
-from cnngru_edge.export.targets import CPU, TENSORRT, TENSORRT_FP16
+from cnngru_edge.calibration.audit.run import Audit
+from cnngru_edge.export.quantize.plan import Plan
+from cnngru_edge.export.targets.base import CPU, TENSORRT, TENSORRT_FP16
+from cnngru_edge.export.verdict.compare import Comparison
+from cnngru_edge.export.verdict.streaming import StreamingComparison
 from cnngru_edge.models.errors import InputError
 from cnngru_edge.models.receipt import Coverage
 
 if TYPE_CHECKING:
-    from cnngru_edge.export.parity import Parity  # of torch, which a device does not have
-    from cnngru_edge.export.sensitivity import Sensitivity  # of onnx, which a device may not have
+    from cnngru_edge.export.trace.parity import Parity  # of torch, which a device does not have
+    from cnngru_edge.export.verdict.sensitivity import (
+        Sensitivity,  # of onnx, which a device may not have
+    )
 
 TORCHSCRIPT = "model.ts"
 PROGRAM = "model.pt2"

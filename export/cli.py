@@ -15,10 +15,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from cnngru_edge.calibration.cli import audit
-from cnngru_edge.calibration.demo_cli import demo
-from cnngru_edge.calibration.ranges import CalibrateConfig
-from cnngru_edge.export.options import (
+from cnngru_edge.calibration.audit.command import audit
+from cnngru_edge.calibration.corpus.command import demo
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig
+from cnngru_edge.export.commands.options import (
     FiniteRange,
     calibrate_options,
     command_line,
@@ -27,14 +27,14 @@ from cnngru_edge.export.options import (
     plan_option,
     task_option,
 )
-from cnngru_edge.export.source import Source, load_source, source_options
-from cnngru_edge.export.targets import CPU, MAX_FRAMES, TARGETS
-from cnngru_edge.export.train_cli import train
-from cnngru_edge.export.verdict_cli import compare, inspect, sensitivity
+from cnngru_edge.export.commands.source import Source, load_source, source_options
+from cnngru_edge.export.commands.train import train
+from cnngru_edge.export.commands.verdict import compare, inspect, sensitivity
+from cnngru_edge.export.targets.base import CPU, MAX_FRAMES, TARGETS
 from cnngru_edge.models.errors import EdgeError
+from cnngru_edge.runtime.backends.trt.engine_file import LIBRARIES
 from cnngru_edge.runtime.cli import FILE, bench, doctor, report_skipped, run, selftest
-from cnngru_edge.runtime.engine_file import LIBRARIES
-from cnngru_edge.runtime.libraries import import_fault
+from cnngru_edge.runtime.machine.libraries import import_fault
 from cnngru_edge.runtime.progress import advance_of, progress_bars
 
 
@@ -133,9 +133,9 @@ def export(
         raise click.UsageError(
             "--plan says what is kept in float, --max-drop searches it; give one"
         )
-    from cnngru_edge.calibration.corpus import demo_for, read_corpus
-    from cnngru_edge.export import pipeline
-    from cnngru_edge.export.summary import print_summary
+    from cnngru_edge.calibration.corpus.read import demo_for, read_corpus
+    from cnngru_edge.export.chain import pipeline
+    from cnngru_edge.export.report.tables import print_summary
 
     model, name, known = load_source(source)
     corpus = read_corpus(data or demo_for(model.spec), task)
@@ -171,8 +171,8 @@ def trace(
     task: str | None,
 ) -> None:
     """Write TorchScript, .pt2 and float ONNX of a CHECKPOINT, checked against it on recordings."""
-    from cnngru_edge.calibration.corpus import demo_for, read_corpus
-    from cnngru_edge.export import pipeline
+    from cnngru_edge.calibration.corpus.read import demo_for, read_corpus
+    from cnngru_edge.export.chain import pipeline
 
     model, _, known = load_source(source)
     for note in known:
@@ -201,9 +201,9 @@ def calibrate(graph: Path, out: Path, data: Path | None, task: str | None, **opt
     DATA may also be a folder of recordings without labels. Of a corpus with sets, those for
     calibration are used.
     """
-    from cnngru_edge.calibration.collect import calibrate as run_calibration
-    from cnngru_edge.calibration.corpus import calibration_sources, demo_for
-    from cnngru_edge.runtime.session import open_session
+    from cnngru_edge.calibration.corpus.read import calibration_sources, demo_for
+    from cnngru_edge.calibration.ranges.collect import calibrate as run_calibration
+    from cnngru_edge.runtime.backends.open import open_session
 
     config = CalibrateConfig(**options)
     if data is None:
@@ -248,8 +248,8 @@ def quantize(
     min_coverage: float,
 ) -> None:
     """Write the INT8 form of a float GRAPH, for ONNX Runtime on a CPU or for TensorRT."""
-    from cnngru_edge.export.plan import Plan
-    from cnngru_edge.export.quantize import quantize_checked
+    from cnngru_edge.export.quantize.plan import Plan
+    from cnngru_edge.export.quantize.run import quantize_checked
 
     loaded = Plan.load(plan) if plan else None
     receipt = quantize_checked(graph, ranges, out, target, frames, min_coverage, loaded)
@@ -325,8 +325,8 @@ def build(
     An engine that is there already and was built from the same GRAPH with the same options, version
     and GPU is kept.
     """
-    from cnngru_edge.export.engine import RTX_SUFFIX, write_engine
-    from cnngru_edge.export.trt_builder import BuildConfig
+    from cnngru_edge.export.chain.engine import RTX_SUFFIX, write_engine
+    from cnngru_edge.export.targets.trt.build import BuildConfig
 
     is_rtx = out.name.endswith(RTX_SUFFIX) if target is None else target == "tensorrt-rtx"
     config = BuildConfig(
@@ -387,10 +387,10 @@ def tune(
 
     What `export` makes of the new checkpoint carries it; the weights stay as they are.
     """
-    from cnngru_edge.calibration.corpus import read_corpus
-    from cnngru_edge.export.tune import TuneConfig, background_clips, check_has_events
-    from cnngru_edge.export.tune import tune as run_tuning
-    from cnngru_edge.models.checkpoint import load_stream_checkpoint, save_checkpoint
+    from cnngru_edge.calibration.corpus.read import read_corpus
+    from cnngru_edge.export.verdict.tune import TuneConfig, background_clips, check_has_events
+    from cnngru_edge.export.verdict.tune import tune as run_tuning
+    from cnngru_edge.models.nets.checkpoint import load_stream_checkpoint, save_checkpoint
 
     model = load_stream_checkpoint(checkpoint)
     check_has_events(model.spec, checkpoint)

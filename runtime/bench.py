@@ -22,14 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cnngru_edge.models.errors import EdgeError, SessionError
-from cnngru_edge.models.whole_spec import WholeSpec, sample_rate_of, streamable
-from cnngru_edge.runtime import jetson
-from cnngru_edge.runtime.cuda import Cuda
-from cnngru_edge.runtime.engine_file import ENGINE_SUFFIX
-from cnngru_edge.runtime.inputs import example_input
-from cnngru_edge.runtime.session import Array, Session, open_session
+from cnngru_edge.models.spec.whole import WholeSpec, sample_rate_of, streamable
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.backends.trt.cuda import Cuda
+from cnngru_edge.runtime.backends.trt.engine_file import ENGINE_SUFFIX
+from cnngru_edge.runtime.backends.trt.session import TrtSession, TrtStreams
+from cnngru_edge.runtime.inputs.read import example_input
+from cnngru_edge.runtime.machine import jetson
+from cnngru_edge.runtime.session import Array, Session
 from cnngru_edge.runtime.stream import Stream, fixed_length
-from cnngru_edge.runtime.trt_session import TrtSession, TrtStreams
 
 PERCENTILES = (90, 95, 99)
 _MIN_STEPS = 10
@@ -46,9 +47,9 @@ _COLD_START = """
 import sys
 from pathlib import Path
 import numpy as np
-from cnngru_edge.models.whole_spec import WholeSpec
-from cnngru_edge.runtime.inputs import example_input
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.models.spec.whole import WholeSpec
+from cnngru_edge.runtime.inputs.read import example_input
+from cnngru_edge.runtime.backends.open import open_session
 from cnngru_edge.runtime.stream import Stream, clip_logits, fixed_length
 with open_session(Path(sys.argv[1])) as session:
     spec = session.spec

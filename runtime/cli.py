@@ -14,17 +14,17 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from cnngru_edge.models.errors import InputError, SessionError
-from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.models.whole_spec import Spec, streamable
-from cnngru_edge.runtime.golden import GOLDEN
-from cnngru_edge.runtime.monitor import MAX_FLIPS, Shadow, ShadowConfig
+from cnngru_edge.models.spec.stream import ModelSpec
+from cnngru_edge.models.spec.whole import Spec, streamable
+from cnngru_edge.runtime.check.golden import GOLDEN
+from cnngru_edge.runtime.check.shadow import MAX_FLIPS, Shadow, ShadowConfig
 
 if TYPE_CHECKING:
-    from cnngru_edge.runtime.audio import Samples
-    from cnngru_edge.runtime.ctc import DecodeConfig
-    from cnngru_edge.runtime.inputs import Source, Tokens
+    from cnngru_edge.runtime.decode.ctc import DecodeConfig
+    from cnngru_edge.runtime.inputs.audio import Samples
+    from cnngru_edge.runtime.inputs.microphone import RingBuffer
+    from cnngru_edge.runtime.inputs.read import Source, Tokens
     from cnngru_edge.runtime.live import Event, TextEvent
-    from cnngru_edge.runtime.microphone import RingBuffer
     from cnngru_edge.runtime.session import Session
 
 FILE = click.Path(path_type=Path)
@@ -39,7 +39,7 @@ _LATE_AFTER_S = 2.0  # of audio: the first chunks are slower than the rest
 
 def _list_devices(context: click.Context, option: click.Parameter, is_asked: bool) -> None:
     if is_asked and not context.resilient_parsing:
-        from cnngru_edge.runtime.microphone import devices
+        from cnngru_edge.runtime.inputs.microphone import devices
 
         click.echo(devices())
         context.exit()
@@ -153,8 +153,8 @@ def run(
             raise click.UsageError("--stream takes one FILE, and --reference only with --shadow")
         _run_stream(engine, str(files[0]), device, config, (beam, words, lm), as_json)
         return
+    from cnngru_edge.runtime.backends.open import open_session
     from cnngru_edge.runtime.recognize import recognize
-    from cnngru_edge.runtime.session import open_session
 
     errors: list[InputError] = []
     notes: dict[str, int] = {}
@@ -184,7 +184,7 @@ def run(
 
 
 def _tokens(text: str) -> "Tokens":
-    from cnngru_edge.runtime.inputs import Tokens
+    from cnngru_edge.runtime.inputs.read import Tokens
 
     try:
         return Tokens(tuple(int(part) for part in text.replace(",", " ").split()))
@@ -231,8 +231,8 @@ def _decode_config(
     spec: Spec, engine: Path, beam: int | None, words: Path | None, lm: Path | None
 ) -> "DecodeConfig":
     """How the texts of a ctc model are searched for."""
-    from cnngru_edge.runtime.ctc import DecodeConfig
-    from cnngru_edge.runtime.ngram import read_arpa, read_words
+    from cnngru_edge.runtime.decode.ctc import DecodeConfig
+    from cnngru_edge.runtime.decode.ngram import read_arpa, read_words
 
     if not spec.writes_text and (beam or words or lm):
         raise click.UsageError(
@@ -253,8 +253,8 @@ def _run_stream(
     search: tuple[int | None, Path | None, Path | None],
     as_json: bool,
 ) -> None:
+    from cnngru_edge.runtime.backends.open import open_session
     from cnngru_edge.runtime.live import FINAL, Event, StreamSession
-    from cnngru_edge.runtime.session import open_session
 
     count = 0
 
@@ -322,12 +322,12 @@ def _source(
     held: ExitStack, audio: str, device: str | None, sample_rate: int
 ) -> tuple[int, Iterator["Samples"], "RingBuffer | None"]:
     """Sample rate and blocks of a stream, and the buffer that drops what comes too fast."""
-    from cnngru_edge.runtime.audio import file_blocks, pipe_blocks
+    from cnngru_edge.runtime.inputs.audio import file_blocks, pipe_blocks
 
     if audio == "-":
         return *pipe_blocks(sys.stdin.buffer, sample_rate), None
     if audio == "mic":
-        from cnngru_edge.runtime.microphone import microphone
+        from cnngru_edge.runtime.inputs.microphone import microphone
 
         name = int(device) if device and device.isdigit() else device
         rate, buffer, blocks = held.enter_context(microphone(name, sample_rate))
@@ -395,7 +395,7 @@ def bench(
 @as_json_option
 def selftest(engine: Path, golden: Path | None, as_json: bool) -> None:
     """Let an artefact answer the golden clips of its export, here; exit 1 if it does not pass."""
-    from cnngru_edge.runtime.golden import selftest as run_selftest
+    from cnngru_edge.runtime.check.golden import selftest as run_selftest
 
     found = run_selftest(engine, golden or engine.with_name(GOLDEN))
     for line in [found.to_json()] if as_json else found.lines:
@@ -408,8 +408,8 @@ def selftest(engine: Path, golden: Path | None, as_json: bool) -> None:
 @as_json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine is, what it can build and run, and what to install for the rest."""
-    from cnngru_edge.runtime.doctor import diagnose, print_diagnosis
-    from cnngru_edge.runtime.machine import look
+    from cnngru_edge.runtime.machine.doctor import diagnose, print_diagnosis
+    from cnngru_edge.runtime.machine.survey import look
 
     diagnosis = diagnose(look())
     if as_json:

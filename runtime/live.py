@@ -11,20 +11,21 @@ import numpy as np
 import soxr
 
 from cnngru_edge.models.errors import AudioError
-from cnngru_edge.models.whole_spec import streamable
-from cnngru_edge.runtime.audio import Samples, pad_to_multiple
-from cnngru_edge.runtime.ctc import DecodeConfig, Word
-from cnngru_edge.runtime.detect import Detection, Detector
-from cnngru_edge.runtime.session import Session, open_session
+from cnngru_edge.models.spec.whole import streamable
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.decode.answer import Said, Transcriber
+from cnngru_edge.runtime.decode.ctc import DecodeConfig, Word
+from cnngru_edge.runtime.decode.events import Detection, Detector
+from cnngru_edge.runtime.inputs.audio import Samples, pad_to_multiple
+from cnngru_edge.runtime.session import Session
 from cnngru_edge.runtime.stream import FLUSH_S, Stream, fixed_length
-from cnngru_edge.runtime.transcribe import Said, Transcriber
 
 PARTIAL, FINAL = "partial", "final"
 
 _LOSSES = 1000  # more than there are while a text grows
 
 if TYPE_CHECKING:
-    from cnngru_edge.runtime.monitor import CheckedStream, Shadow
+    from cnngru_edge.runtime.check.shadow import CheckedStream, Shadow
 
 
 @dataclass(frozen=True)

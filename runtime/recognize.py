@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnngru_edge.models.errors import SessionError
-from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.models.whole_spec import Spec, WholeSpec, sample_rate_of
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.ctc import DecodeConfig, Word
-from cnngru_edge.runtime.decode import clip_scores
-from cnngru_edge.runtime.inputs import Source, fitted, read_input
+from cnngru_edge.models.spec.stream import ModelSpec
+from cnngru_edge.models.spec.whole import Spec, WholeSpec, sample_rate_of
+from cnngru_edge.runtime.decode.answer import clip_transcript
+from cnngru_edge.runtime.decode.ctc import DecodeConfig, Word
+from cnngru_edge.runtime.decode.label import clip_scores
+from cnngru_edge.runtime.inputs.audio import read_audio
+from cnngru_edge.runtime.inputs.read import Source, fitted, read_input
 from cnngru_edge.runtime.session import Array, Session
 from cnngru_edge.runtime.stream import clip_logits
-from cnngru_edge.runtime.transcribe import clip_transcript
 
 if TYPE_CHECKING:
-    from cnngru_edge.runtime.monitor import Shadow
+    from cnngru_edge.runtime.check.shadow import Shadow
 
 
 @dataclass(frozen=True)

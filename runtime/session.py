@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cnngru_edge.models.errors import SessionError, SpecError
-from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
-from cnngru_edge.models.whole_spec import Spec, read_spec, streamable
+from cnngru_edge.models.spec.stream import METADATA_KEY, ModelSpec
+from cnngru_edge.models.spec.whole import Spec, read_spec, streamable
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
@@ -107,42 +107,6 @@ class HostStreams:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-def open_session(path: Path, *, threads: int = 1, cuda_graph: bool = True) -> Session:
-    """Open a `.onnx` (ONNX Runtime), `.engine` (TensorRT) or `.ts` (TorchScript) artefact.
-
-    Args:
-        path: the file; its suffix says which backend.
-        threads: CPU threads. One is fastest for models this small, frame by frame.
-        cuda_graph: whether an engine's work is captured once and then launched as a whole.
-
-    Raises:
-        SessionError: no such file, not one of ours, or not to be opened here.
-        BackendMissing: the library that it needs is not installed.
-    """
-    if not path.is_file():
-        raise SessionError(f"{path}: no such file")
-    if path.suffix == ".onnx":
-        from cnngru_edge.runtime.ort_session import OrtSession
-
-        return OrtSession(path, threads=threads)
-    if path.suffix == ".ts":
-        from cnngru_edge.runtime.torch_session import TorchSession
-
-        return TorchSession(path, threads=threads)
-    if path.suffix == ".engine":
-        from cnngru_edge.runtime.trt_session import TrtSession
-
-        return TrtSession(path, cuda_graph=cuda_graph)
-    if path.suffix == ".pt2":
-        raise SessionError(
-            f"{path}: torch.export.load may run code that a file holds, so it is not opened here; "
-            "run the .onnx or .ts file beside it"
-        )
-    raise SessionError(
-        f"{path}: expected a .onnx, .engine or .ts file; 'cnngru-edge export' writes them"
-    )
 
 
 def spec_of(path: Path, metadata: Mapping[str, str]) -> Spec:

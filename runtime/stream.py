@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from cnngru_edge.models.errors import SessionError
-from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.models.whole_spec import Spec, WholeSpec, streamable
-from cnngru_edge.runtime.audio import Samples, pad_to_multiple
-from cnngru_edge.runtime.inputs import fitted
+from cnngru_edge.models.spec.stream import ModelSpec
+from cnngru_edge.models.spec.whole import Spec, WholeSpec, streamable
+from cnngru_edge.runtime.inputs.audio import Samples, pad_to_multiple
+from cnngru_edge.runtime.inputs.read import fitted
 from cnngru_edge.runtime.session import Array, Session, initial_state
 
 FLUSH_S = 0.06

@@ -14,9 +14,16 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 
-from cnngru_edge.calibration.corpus import DEMO, read_corpus
+from cnngru_edge.calibration.corpus.read import DEMO, read_corpus
 from cnngru_edge.export.cli import main
-from cnngru_edge.models.spec import BLANK, CTC, METADATA_KEY, ConvSpec, FeatureSpec, ModelSpec
+from cnngru_edge.models.spec.stream import (
+    BLANK,
+    CTC,
+    METADATA_KEY,
+    ConvSpec,
+    FeatureSpec,
+    ModelSpec,
+)
 
 # torch and onnx are imported where they are used: the tests of the runtime run without them too.
 
@@ -97,14 +104,14 @@ def demo():
 
 @pytest.fixture(scope="session")
 def kws12_checkpoint():
-    from cnngru_edge.models.checkpoint import PRETRAINED
+    from cnngru_edge.models.nets.checkpoint import PRETRAINED
 
     return PRETRAINED / "kws12.safetensors"
 
 
 @pytest.fixture(scope="session")
 def kws12(kws12_checkpoint):
-    from cnngru_edge.models.checkpoint import load_checkpoint
+    from cnngru_edge.models.nets.checkpoint import load_checkpoint
 
     return load_checkpoint(kws12_checkpoint)
 
@@ -114,9 +121,9 @@ def exported(tmp_path_factory, demo):
     """The folder that `cnngru-edge export` writes for the model that comes with the package."""
     if "CNNGRU_EDGE_EXPORTED" in os.environ:  # where there is no torch to export with
         return Path(os.environ["CNNGRU_EDGE_EXPORTED"])
-    from cnngru_edge.calibration.ranges import CalibrateConfig
-    from cnngru_edge.export import pipeline
-    from cnngru_edge.models.checkpoint import PRETRAINED
+    from cnngru_edge.calibration.ranges.choose import CalibrateConfig
+    from cnngru_edge.export.chain import pipeline
+    from cnngru_edge.models.nets.checkpoint import PRETRAINED
 
     out = tmp_path_factory.mktemp("kws12")
     pipeline.export(PRETRAINED / "kws12.safetensors", demo, out, CalibrateConfig())
@@ -128,7 +135,7 @@ def tiny():
     """A model of four labels with random weights and lively batch norms."""
     import torch
 
-    from cnngru_edge.models.cnn_gru import CnnGru
+    from cnngru_edge.models.nets.cnn_gru import CnnGru
 
     torch.manual_seed(1)
     model = CnnGru(TINY_SPEC).eval()
@@ -143,7 +150,7 @@ def tiny():
 
 @pytest.fixture
 def tiny_checkpoint(tiny, tmp_path):
-    from cnngru_edge.models.checkpoint import save_checkpoint
+    from cnngru_edge.models.nets.checkpoint import save_checkpoint
 
     path = tmp_path / "tiny.safetensors"
     save_checkpoint(tiny, path)
@@ -155,8 +162,8 @@ def tiny_text():
     """A text model of three labels and random weights, for phrases of any length."""
     import torch
 
-    from cnngru_edge.models.text_cnn_gru import TextCnnGru, text_spec
-    from cnngru_edge.models.whole_spec import PADDING, UNKNOWN_WORD
+    from cnngru_edge.models.nets.text_cnn_gru import TextCnnGru, text_spec
+    from cnngru_edge.models.spec.whole import PADDING, UNKNOWN_WORD
 
     torch.manual_seed(1)
     words = ("the", "light", "on", "off", "turn", "what", "time", "is", "it")
@@ -176,7 +183,7 @@ def tiny_crnn():
     """A CRNN for lines 8 pixels high, with random weights and lively batch norms."""
     import torch
 
-    from cnngru_edge.models.crnn import Crnn, crnn_spec
+    from cnngru_edge.models.nets.crnn import Crnn, crnn_spec
 
     torch.manual_seed(1)
     pools = [[2, 2], [2, 2], [2, 1]]
@@ -274,7 +281,7 @@ def manifest(tmp_path):
 
 @pytest.fixture
 def tiny_onnx(tiny, tmp_path):
-    from cnngru_edge.export.onnx_export import export_onnx
+    from cnngru_edge.export.trace.model import export_onnx
 
     path = tmp_path / "tiny.onnx"
     export_onnx(tiny.for_export(), path)
@@ -286,7 +293,7 @@ def tiny_ctc(tiny):
     """A CTC model with random weights, whose labels come and go with the loudness."""
     import torch
 
-    from cnngru_edge.models.cnn_gru import CnnGru
+    from cnngru_edge.models.nets.cnn_gru import CnnGru
 
     torch.manual_seed(1)
     spec = replace(TINY_SPEC, labels=(BLANK, " ", "a", "b", "c"), family=CTC)
@@ -306,7 +313,7 @@ def tiny_ctc(tiny):
 
 @pytest.fixture
 def tiny_ctc_onnx(tiny_ctc, tmp_path):
-    from cnngru_edge.export.onnx_export import export_onnx
+    from cnngru_edge.export.trace.model import export_onnx
 
     path = tmp_path / "ctc.onnx"
     export_onnx(tiny_ctc.for_export(), path)

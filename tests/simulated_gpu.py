@@ -28,9 +28,10 @@ import pytest
 from simulated_cuda import SimulatedCuda
 from tensorrt_surfaces import RTX, VERSIONS, load_surfaces
 
-from cnngru_edge.runtime.ort_session import DISABLED_OPTIMIZERS
+from cnngru_edge.runtime.backends.onnx import DISABLED_OPTIMIZERS
 
-ENGINE_HEADER = struct.Struct("<4sIqq4B4xI")  # as runtime/engine_file.py reads it; our JSON's size
+# As runtime/backends/trt/engine_file.py reads it, and our JSON's size.
+ENGINE_HEADER = struct.Struct("<4sIqq4B4xI")
 WEAK_ONLY, BOTH, STRONG_ONLY = VERSIONS[:1], VERSIONS[1:4], VERSIONS[4:]  # how they type
 _NUMPY_OF = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 ONE_OF_EACH = (VERSIONS[0], VERSIONS[1], VERSIONS[5], RTX)  # where a version is not the question
@@ -577,7 +578,7 @@ class IExecutionContext(Object):
 
 @functools.lru_cache(maxsize=32)
 def _session(model):
-    """As runtime/ort_session.py opens it."""
+    """As runtime/backends/onnx.py opens it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     providers = ["CPUExecutionProvider"]

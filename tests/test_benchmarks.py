@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from cnngru_edge.calibration.corpus import DEMO, DEMO_DIGITS, DEMO_PHRASES
-from cnngru_edge.models.checkpoint import PRETRAINED
+from cnngru_edge.calibration.corpus.read import DEMO, DEMO_DIGITS, DEMO_PHRASES
 from cnngru_edge.models.errors import BackendMissing
+from cnngru_edge.models.nets.checkpoint import PRETRAINED
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -87,8 +87,8 @@ def row_of(clip, task):
 @pytest.fixture(scope="module")
 def ctc(tmp_path_factory):
     """The float graph of the CTC model that comes with the package."""
-    from cnngru_edge.export.onnx_export import export_onnx
-    from cnngru_edge.models.checkpoint import load_checkpoint
+    from cnngru_edge.export.trace.model import export_onnx
+    from cnngru_edge.models.nets.checkpoint import load_checkpoint
 
     path = tmp_path_factory.mktemp("ctc") / FLOAT
     export_onnx(load_checkpoint(PRETRAINED / "ctc.safetensors").for_export(), path)
@@ -185,7 +185,7 @@ def test_event_delay(run, exported, few):
 
 @pytest.fixture
 def no_gpu():
-    from cnngru_edge.runtime.cuda import Cuda
+    from cnngru_edge.runtime.backends.trt.cuda import Cuda
 
     try:
         Cuda()
@@ -199,7 +199,7 @@ def test_gpu_prepares_graphs(run, tmp_path):
     assert found == f"{tmp_path / 'kws12'}: 8 graphs\n"
     names = {path.name for path in (tmp_path / "kws12").glob("*.onnx")}
     assert {"native.clip.onnx", "cell.step.onnx", "int8.tensorrt-fp16.step.onnx"} <= names
-    from cnngru_edge.export.inspection import inspect
+    from cnngru_edge.export.chain.inspection import inspect
 
     assert inspect(tmp_path / "kws12/int8.tensorrt.clip.onnx")["target"] == "tensorrt"
 

@@ -6,12 +6,18 @@ import pytest
 import soxr
 from conftest import UNREADABLE, make_noise
 
-from cnngru_edge.calibration.audit import Audit, audit, with_scales
-from cnngru_edge.calibration.corpus import DEMO_PHRASES, Clip, Corpus, find_recordings, read_corpus
-from cnngru_edge.calibration.findings import Finding
-from cnngru_edge.calibration.ranges import Range, Ranges, Subset
+from cnngru_edge.calibration.audit.findings import Finding
+from cnngru_edge.calibration.audit.run import Audit, audit, with_scales
+from cnngru_edge.calibration.corpus.read import (
+    DEMO_PHRASES,
+    Clip,
+    Corpus,
+    find_recordings,
+    read_corpus,
+)
+from cnngru_edge.calibration.ranges.choose import Range, Ranges, Subset
 from cnngru_edge.models.errors import CorpusError
-from cnngru_edge.runtime.audio import read_audio
+from cnngru_edge.runtime.inputs.audio import read_audio
 
 RATE = 16_000
 

@@ -4,16 +4,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from cnngru_edge.calibration.collect import (
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig
+from cnngru_edge.calibration.ranges.collect import (
     CLIPS_PER_STREAM,
     calibrate,
     observed_tensors,
     smallest_subset,
 )
-from cnngru_edge.calibration.ranges import CalibrateConfig
 from cnngru_edge.models.errors import CalibrationError
-from cnngru_edge.runtime.audio import pad_to_multiple, read_audio
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import pad_to_multiple, read_audio
 from cnngru_edge.runtime.stream import Stream
 
 FEW = CalibrateConfig(method="minmax", min_clips=1)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cnngru_edge.calibration.corpus import (
+from cnngru_edge.calibration.corpus.read import (
     Clip,
     calibration_clips,
     calibration_sources,

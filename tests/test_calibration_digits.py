@@ -6,12 +6,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from cnngru_edge.calibration import digits
-from cnngru_edge.calibration.corpus import read_corpus
-from cnngru_edge.calibration.digits import draw_line, make_lines
+from cnngru_edge.calibration.corpus import digits
+from cnngru_edge.calibration.corpus.digits import draw_line, make_lines
+from cnngru_edge.calibration.corpus.read import read_corpus
 from cnngru_edge.export.cli import main
-from cnngru_edge.models.whole_spec import ImageInput
-from cnngru_edge.runtime.inputs import read_image
+from cnngru_edge.models.spec.whole import ImageInput
+from cnngru_edge.runtime.inputs.read import read_image
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cnngru_edge.calibration.observers import BINS, Histogram
+from cnngru_edge.calibration.ranges.histogram import BINS, Histogram
 
 VALUES = hnp.arrays(
     np.float32,

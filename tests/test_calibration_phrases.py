@@ -3,10 +3,10 @@ from collections import Counter
 import pytest
 from click.testing import CliRunner
 
-from cnngru_edge.calibration.corpus import read_corpus
-from cnngru_edge.calibration.phrases import _INTENTS, _SLOTS, make_phrases
+from cnngru_edge.calibration.corpus.phrases import _INTENTS, _SLOTS, make_phrases
+from cnngru_edge.calibration.corpus.read import read_corpus
 from cnngru_edge.export.cli import main
-from cnngru_edge.runtime.inputs import words_of
+from cnngru_edge.runtime.inputs.read import words_of
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from cnngru_edge.calibration.observers import Histogram
-from cnngru_edge.calibration.ranges import METHODS, Range, Ranges, Subset, range_of
+from cnngru_edge.calibration.ranges.choose import METHODS, Range, Ranges, Subset, range_of
+from cnngru_edge.calibration.ranges.histogram import Histogram
 from cnngru_edge.models.errors import CalibrationError
 
 

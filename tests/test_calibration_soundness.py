@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import soxr
 
-from cnngru_edge.calibration import soundness
-from cnngru_edge.calibration.soundness import (
+from cnngru_edge.calibration.audit import soundness
+from cnngru_edge.calibration.audit.soundness import (
     CLIPPED,
     NARROW_DB,
     OFFSET_DB,
@@ -15,7 +15,7 @@ from cnngru_edge.calibration.soundness import (
     spectral_change,
 )
 from cnngru_edge.models.errors import AudioError
-from cnngru_edge.runtime.audio import read_audio
+from cnngru_edge.runtime.inputs.audio import read_audio
 
 RATE = 16_000
 

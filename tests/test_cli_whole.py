@@ -14,14 +14,14 @@ import torch
 from click.testing import CliRunner
 from conftest import with_head_times
 
-from cnngru_edge.calibration.corpus import DEMO, DEMO_DIGITS, DEMO_PHRASES, read_corpus
+from cnngru_edge.calibration.corpus.read import DEMO, DEMO_DIGITS, DEMO_PHRASES, read_corpus
 from cnngru_edge.export.artefacts import FLOAT, INT8, PROGRAM
 from cnngru_edge.export.cli import main
-from cnngru_edge.export.program import has_programs
-from cnngru_edge.models.checkpoint import PRETRAINED
-from cnngru_edge.runtime import trt_library
-from cnngru_edge.runtime.golden import GOLDEN, read_golden
-from cnngru_edge.runtime.inputs import read_image
+from cnngru_edge.export.trace.program import has_programs
+from cnngru_edge.models.nets.checkpoint import PRETRAINED
+from cnngru_edge.runtime.backends.trt import library as trt_library
+from cnngru_edge.runtime.check.golden import GOLDEN, read_golden
+from cnngru_edge.runtime.inputs.read import read_image
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

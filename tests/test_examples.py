@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnngru_edge.runtime.audio import read_audio
+from cnngru_edge.runtime.inputs.audio import read_audio
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = [

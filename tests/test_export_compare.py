@@ -6,8 +6,8 @@ import pytest
 import soundfile
 from conftest import with_head_times
 
-from cnngru_edge.calibration.corpus import Clip
-from cnngru_edge.export.answers import (
+from cnngru_edge.calibration.corpus.read import Clip
+from cnngru_edge.export.verdict.answers import (
     Answer,
     Answered,
     Artefact,
@@ -16,18 +16,18 @@ from cnngru_edge.export.answers import (
     answer,
     answer_clips,
 )
-from cnngru_edge.export.compare import (
+from cnngru_edge.export.verdict.compare import (
     compare,
     compare_results,
     comparison_fields,
 )
-from cnngru_edge.export.doubt import doubt_about
-from cnngru_edge.export.flips import hear_again, save_flips
+from cnngru_edge.export.verdict.doubt import doubt_about
+from cnngru_edge.export.verdict.flips import hear_again, save_flips
 from cnngru_edge.models.atomic import file_sha256
 from cnngru_edge.models.errors import AudioError, CorpusError, SessionError
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.decode import clip_scores
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.decode.label import clip_scores
+from cnngru_edge.runtime.inputs.audio import read_audio
 from cnngru_edge.runtime.stream import clip_logits
 
 FLOAT, INT8 = "model.fp32.onnx", "model.int8.onnx"

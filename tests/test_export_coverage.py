@@ -7,15 +7,15 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from cnngru_edge.export.cli import main
-from cnngru_edge.export.coverage import (
+from cnngru_edge.export.quantize.run import quantize_onnx
+from cnngru_edge.export.targets.cpu_receipt import (
     INT8,
     Coverage,
     Layer,
     multiplies_integers,
     onnxruntime_coverage,
 )
-from cnngru_edge.export.onnx_export import export_onnx
-from cnngru_edge.export.quantize import quantize_onnx
+from cnngru_edge.export.trace.model import export_onnx
 from cnngru_edge.models.errors import ExportError
 
 NAMES = [
@@ -169,7 +169,9 @@ def test_an_export_writes_the_receipts_of_all_that_it_makes(exported):
 
 def test_quantize_fails_below_the_coverage_that_is_asked(exported, tmp_path, monkeypatch):
     """A processor without the kernel: MatMulNBits then computes in float."""
-    monkeypatch.setattr("cnngru_edge.export.coverage.multiplies_integers", lambda level: False)
+    monkeypatch.setattr(
+        "cnngru_edge.export.targets.cpu_receipt.multiplies_integers", lambda level: False
+    )
     result = CliRunner().invoke(
         main,
         [

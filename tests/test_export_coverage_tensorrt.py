@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cnngru_edge.export.coverage_tensorrt import _BuiltLayer, tensorrt_coverage
+from cnngru_edge.export.targets.trt.receipt import _BuiltLayer, tensorrt_coverage
 from cnngru_edge.models.receipt import HIDDEN, INT8
 
 HEAD = "/head/MatMul"

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from conftest import TINY_SPEC, with_head_times
 
-from cnngru_edge.calibration.audit import audit
-from cnngru_edge.calibration.corpus import read_corpus
+from cnngru_edge.calibration.audit.run import audit
+from cnngru_edge.calibration.corpus.read import read_corpus
 from cnngru_edge.export.artefacts import FLOAT, INT8
-from cnngru_edge.export.search import percent_right
-from cnngru_edge.models.checkpoint import save_checkpoint
-from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.spec import BLANK
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.golden import GOLDEN, read_golden, selftest, write_golden
-from cnngru_edge.runtime.monitor import Shadow, ShadowConfig
+from cnngru_edge.export.verdict.search import percent_right
+from cnngru_edge.models.nets.checkpoint import save_checkpoint
+from cnngru_edge.models.nets.cnn_gru import CnnGru
+from cnngru_edge.models.spec.stream import BLANK
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.check.golden import GOLDEN, read_golden, selftest, write_golden
+from cnngru_edge.runtime.check.shadow import Shadow, ShadowConfig
+from cnngru_edge.runtime.decode.answer import clip_answer, clip_lead
+from cnngru_edge.runtime.inputs.audio import read_audio
 from cnngru_edge.runtime.recognize import recognize
-from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import clip_logits
-from cnngru_edge.runtime.transcribe import clip_answer, clip_lead
 
 RATE = 16_000
 

@@ -9,14 +9,14 @@ import pytest
 from click.testing import CliRunner
 
 from cnngru_edge.export.artefacts import INT8_FORMS
+from cnngru_edge.export.chain.engine import write_engine
+from cnngru_edge.export.chain.inspection import inspect
 from cnngru_edge.export.cli import main
-from cnngru_edge.export.engine import write_engine
-from cnngru_edge.export.inspection import inspect
-from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.trt_builder import RTX_DEFAULT, BuildConfig, build
+from cnngru_edge.export.quantize.run import quantize_onnx
+from cnngru_edge.export.targets.trt.build import RTX_DEFAULT, BuildConfig, build
 from cnngru_edge.models.errors import BackendMissing, ExportError
 from cnngru_edge.models.receipt import INT8
-from cnngru_edge.runtime.engine_file import read_engine, read_manifest
+from cnngru_edge.runtime.backends.trt.engine_file import read_engine, read_manifest
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this machine")
 

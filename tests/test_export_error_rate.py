@@ -7,8 +7,11 @@ import pytest
 from conftest import with_head_times
 from rich.console import Console
 
-from cnngru_edge.calibration.corpus import Clip, read_corpus
-from cnngru_edge.export.answers import (
+from cnngru_edge.calibration.corpus.read import Clip, read_corpus
+from cnngru_edge.export.chain.evidence import evidence
+from cnngru_edge.export.report.page import write_report
+from cnngru_edge.export.report.tables import print_comparison
+from cnngru_edge.export.verdict.answers import (
     Answer,
     Answered,
     Artefact,
@@ -17,9 +20,9 @@ from cnngru_edge.export.answers import (
     answer_clips,
     truth_of,
 )
-from cnngru_edge.export.compare import compare_results, comparison_fields
-from cnngru_edge.export.doubt import doubt_about
-from cnngru_edge.export.error_rate import (
+from cnngru_edge.export.verdict.compare import compare_results, comparison_fields
+from cnngru_edge.export.verdict.doubt import doubt_about
+from cnngru_edge.export.verdict.error_rate import (
     Edit,
     Errors,
     align,
@@ -28,18 +31,15 @@ from cnngru_edge.export.error_rate import (
     compare_rates,
     rate_verdict,
 )
-from cnngru_edge.export.evidence import evidence
-from cnngru_edge.export.flips import save_flips
-from cnngru_edge.export.logit_error import FloatAnswers
-from cnngru_edge.export.report import write_report
-from cnngru_edge.export.streaming import StreamingConfig, compare_streaming
-from cnngru_edge.export.summary import print_comparison
+from cnngru_edge.export.verdict.flips import save_flips
+from cnngru_edge.export.verdict.logit_error import FloatAnswers
+from cnngru_edge.export.verdict.streaming import StreamingConfig, compare_streaming
 from cnngru_edge.models.atomic import file_sha256
 from cnngru_edge.models.errors import BackendMissing, CorpusError, SessionError
-from cnngru_edge.models.spec import ALPHABET, CTC
-from cnngru_edge.runtime.audio import Recording, read_audio
+from cnngru_edge.models.spec.stream import ALPHABET, CTC
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import Recording, read_audio
 from cnngru_edge.runtime.recognize import recognize
-from cnngru_edge.runtime.session import open_session
 
 RATE = 16_000
 

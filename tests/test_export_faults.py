@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cnngru_edge.export.faults import frozen_time_of, wrong_answers_of
-from cnngru_edge.export.source import Source, load_source
+from cnngru_edge.export.commands.source import Source, load_source
+from cnngru_edge.export.trace.faults import frozen_time_of, wrong_answers_of
 from cnngru_edge.models.errors import SpecError
 
 MELS, HIDDEN, FRAMES = 40, 8, 51

@@ -3,8 +3,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper, parser
 
-from cnngru_edge.export.float_layers import float_reasons
-from cnngru_edge.export.quantize import layers_of, lower
+from cnngru_edge.export.lower.float_layers import float_reasons
+from cnngru_edge.export.quantize.run import layers_of, lower
 
 
 def made(text, **constants):

@@ -2,9 +2,9 @@ import onnx_ir as ir
 import pytest
 from onnx import parser
 
-from cnngru_edge.export.lint import RULES, Violation, check, lint
-from cnngru_edge.export.onnx_graph import load
-from cnngru_edge.export.targets import TENSORRT, TENSORRT_FP16
+from cnngru_edge.export.graph.files import load
+from cnngru_edge.export.targets.base import TENSORRT, TENSORRT_FP16
+from cnngru_edge.export.targets.trt.lint import RULES, Violation, check, lint
 from cnngru_edge.models.errors import ExportError
 
 # What the rules ask for. Each case below breaks one of them by changing a line of one of these.

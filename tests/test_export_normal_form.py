@@ -11,9 +11,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from cnngru_edge.calibration.collect import FRONTEND_NODES
-from cnngru_edge.export.float_layers import float_reasons
-from cnngru_edge.export.normal_form import normalize
+from cnngru_edge.calibration.ranges.collect import FRONTEND_NODES
+from cnngru_edge.export.lower.float_layers import float_reasons
+from cnngru_edge.export.normalize.normal_form import normalize
 from cnngru_edge.models.errors import ExportError
 
 FREE = 3  # of a dimension that is free

@@ -5,13 +5,15 @@ import onnxruntime
 import pytest
 from onnx import parser
 
-from cnngru_edge.calibration.collect import FRONTEND_NODES
-from cnngru_edge.export import onnx_export, onnx_graph
-from cnngru_edge.export.onnx_export import export_onnx
+from cnngru_edge.calibration.ranges.collect import FRONTEND_NODES
+from cnngru_edge.export.graph import files as onnx_graph
+from cnngru_edge.export.trace import model as onnx_export
+from cnngru_edge.export.trace.model import export_onnx
 from cnngru_edge.models.errors import ExportError
-from cnngru_edge.models.spec import METADATA_KEY, ModelSpec
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.session import PRECISION_KEY, open_session
+from cnngru_edge.models.spec.stream import METADATA_KEY, ModelSpec
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import read_audio
+from cnngru_edge.runtime.session import PRECISION_KEY
 from cnngru_edge.runtime.stream import Stream, clip_logits
 
 

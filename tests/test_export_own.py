@@ -15,31 +15,32 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from cnngru_edge.calibration.collect import calibrate
-from cnngru_edge.calibration.ranges import CalibrateConfig
-from cnngru_edge.export import onnx_graph, pipeline
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig
+from cnngru_edge.calibration.ranges.collect import calibrate
 from cnngru_edge.export.artefacts import FLOAT, INT8, TORCHSCRIPT
-from cnngru_edge.export.coverage import onnxruntime_coverage
-from cnngru_edge.export.float_layers import float_reasons
-from cnngru_edge.export.inspection import coverage
-from cnngru_edge.export.lint import lint
-from cnngru_edge.export.own_onnx import OnnxModel, load_onnx
-from cnngru_edge.export.quantize import layers_in, quantize_checked, quantize_onnx
-from cnngru_edge.export.targets import TARGETS, TENSORRT, TENSORRT_FP16
+from cnngru_edge.export.chain import pipeline
+from cnngru_edge.export.graph import files as onnx_graph
+from cnngru_edge.export.lower.float_layers import float_reasons
+from cnngru_edge.export.quantize.run import layers_in, quantize_checked, quantize_onnx
+from cnngru_edge.export.targets.base import TARGETS, TENSORRT, TENSORRT_FP16
+from cnngru_edge.export.targets.cpu_receipt import onnxruntime_coverage
+from cnngru_edge.export.targets.receipt import coverage
+from cnngru_edge.export.targets.trt.lint import lint
+from cnngru_edge.export.trace.own_onnx import OnnxModel, load_onnx
 from cnngru_edge.models.errors import ExportError, ParityError, SpecError
-from cnngru_edge.models.own import OwnModel, OwnSpec
-from cnngru_edge.models.own_checks import check_runs, warnings_about
-from cnngru_edge.models.spec import BLANK
-from cnngru_edge.models.whole_spec import (
+from cnngru_edge.models.own.checks import check_runs, warnings_about
+from cnngru_edge.models.own.wrapper import OwnModel, OwnSpec
+from cnngru_edge.models.spec.stream import BLANK
+from cnngru_edge.models.spec.whole import (
     TEXT_ANSWER,
     AudioInput,
     TokenInput,
     WholeFeatures,
     WholeSpec,
 )
-from cnngru_edge.runtime.decode import softmax
-from cnngru_edge.runtime.inputs import example_input, fitted, read_input
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.decode.label import softmax
+from cnngru_edge.runtime.inputs.read import example_input, fitted, read_input
 from cnngru_edge.runtime.stream import clip_logits
 
 LABELS = tuple(f"word {i}" for i in range(12))

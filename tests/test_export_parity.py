@@ -3,9 +3,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from cnngru_edge.export.onnx_export import export_onnx
-from cnngru_edge.export.parity import TOLERANCE, check_parity
-from cnngru_edge.export.torchscript import export_torchscript
+from cnngru_edge.export.trace.model import export_onnx
+from cnngru_edge.export.trace.parity import TOLERANCE, check_parity
+from cnngru_edge.export.trace.torchscript import export_torchscript
 from cnngru_edge.models.errors import ParityError
 
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from cnngru_edge.calibration.corpus import read_corpus
-from cnngru_edge.calibration.ranges import CalibrateConfig
-from cnngru_edge.export import pipeline
+from cnngru_edge.calibration.corpus.read import read_corpus
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig
 from cnngru_edge.export.artefacts import FLOAT, INT8
-from cnngru_edge.export.plan import Plan
+from cnngru_edge.export.chain import pipeline
+from cnngru_edge.export.quantize.plan import Plan
 from cnngru_edge.models.errors import CorpusError
 
 
@@ -118,7 +118,7 @@ def test_a_plan_and_a_budget_are_one_too_many(cli, kws12_checkpoint, tmp_path):
 
 
 def test_a_phrase_in_both_sets_is_refused(tmp_path):
-    from cnngru_edge.models.checkpoint import PRETRAINED
+    from cnngru_edge.models.nets.checkpoint import PRETRAINED
 
     rows = [f"turn the light on in room {i},light_on,calib" for i in range(120)]
     rows += [f"play song {i},play_music,eval" for i in range(4)]

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from cnngru_edge.export.plan import Plan, Step
+from cnngru_edge.export.quantize.plan import Plan, Step
 from cnngru_edge.models.errors import ExportError
 
 PLAN = Plan(

@@ -9,16 +9,17 @@ import torch
 from conftest import TINY_SPEC
 from torch import nn
 
-from cnngru_edge.export import pipeline, program
 from cnngru_edge.export.artefacts import FLOAT, PROGRAM, TORCHSCRIPT
-from cnngru_edge.export.parity import TOLERANCE, check_parity
-from cnngru_edge.export.program import export_program, has_programs
+from cnngru_edge.export.chain import pipeline
+from cnngru_edge.export.trace import program
+from cnngru_edge.export.trace.parity import TOLERANCE, check_parity
+from cnngru_edge.export.trace.program import export_program, has_programs
 from cnngru_edge.models.errors import ExportError, SessionError
-from cnngru_edge.models.own import OwnModel
-from cnngru_edge.models.spec import METADATA_KEY
-from cnngru_edge.models.whole_spec import AudioInput, WholeFeatures, WholeSpec
+from cnngru_edge.models.own.wrapper import OwnModel
+from cnngru_edge.models.spec.stream import METADATA_KEY
+from cnngru_edge.models.spec.whole import AudioInput, WholeFeatures, WholeSpec
+from cnngru_edge.runtime.backends.torchscript import TorchSession
 from cnngru_edge.runtime.stream import Stream
-from cnngru_edge.runtime.torch_session import TorchSession
 
 needs_programs = pytest.mark.skipif(
     not has_programs(), reason=f"programs need torch {program.SINCE} or newer"

@@ -11,20 +11,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from cnngru_edge.calibration.collect import FRONTEND_NODES, calibrate
-from cnngru_edge.calibration.ranges import CalibrateConfig, Range, Ranges
-from cnngru_edge.export import integer, onnx_graph, quantize_cpu
-from cnngru_edge.export.compare import compare
-from cnngru_edge.export.integer import RECURRENT
-from cnngru_edge.export.onnx_export import export_onnx
-from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.targets import MAX_FRAMES, TARGETS
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig, Range, Ranges
+from cnngru_edge.calibration.ranges.collect import FRONTEND_NODES, calibrate
+from cnngru_edge.export.graph import files as onnx_graph
+from cnngru_edge.export.graph import qdq as integer
+from cnngru_edge.export.graph.qdq import RECURRENT
+from cnngru_edge.export.quantize.run import quantize_onnx
+from cnngru_edge.export.targets import cpu as quantize_cpu
+from cnngru_edge.export.targets.base import MAX_FRAMES, TARGETS
+from cnngru_edge.export.trace.model import export_onnx
+from cnngru_edge.export.verdict.compare import compare
 from cnngru_edge.models.atomic import file_sha256
-from cnngru_edge.models.cnn_gru import CnnGru
 from cnngru_edge.models.errors import CalibrationError, ExportError
-from cnngru_edge.models.spec import ConvSpec, FeatureSpec, ModelSpec
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY, open_session
+from cnngru_edge.models.nets.cnn_gru import CnnGru
+from cnngru_edge.models.spec.stream import ConvSpec, FeatureSpec, ModelSpec
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import read_audio
+from cnngru_edge.runtime.session import PRECISION_KEY, SOURCE_KEY
 from cnngru_edge.runtime.stream import clip_logits
 
 

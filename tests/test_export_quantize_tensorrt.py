@@ -11,15 +11,19 @@ import torch
 from onnx import parser
 from packaging.version import Version
 
-from cnngru_edge.calibration.collect import FRONTEND_NODES, calibrate
-from cnngru_edge.calibration.ranges import CalibrateConfig, Range
-from cnngru_edge.export import lint, onnx_graph, quantize_tensorrt, targets
-from cnngru_edge.export.onnx_export import export_onnx
-from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.spec import ConvSpec, FeatureSpec, ModelSpec
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.session import CLIP_SAMPLES_KEY, HostStreams, open_session
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig, Range
+from cnngru_edge.calibration.ranges.collect import FRONTEND_NODES, calibrate
+from cnngru_edge.export.graph import files as onnx_graph
+from cnngru_edge.export.quantize.run import quantize_onnx
+from cnngru_edge.export.targets import base as targets
+from cnngru_edge.export.targets.trt import lint
+from cnngru_edge.export.targets.trt import quantize as quantize_tensorrt
+from cnngru_edge.export.trace.model import export_onnx
+from cnngru_edge.models.nets.cnn_gru import CnnGru
+from cnngru_edge.models.spec.stream import ConvSpec, FeatureSpec, ModelSpec
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import read_audio
+from cnngru_edge.runtime.session import CLIP_SAMPLES_KEY, HostStreams
 from cnngru_edge.runtime.stream import Stream, clip_logits
 
 FLOAT, HALF = "tensorrt", "tensorrt-fp16"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from cnngru_edge.export.recurrent import lower_recurrent
+from cnngru_edge.export.lower.recurrent import lower_recurrent
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 OPERATORS = ("GRU", "LSTM")

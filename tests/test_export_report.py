@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from cnngru_edge.calibration.corpus import DEMO
-from cnngru_edge.export import plots, svg
-from cnngru_edge.export.report import REPORT_HTML, REPORT_JSON, render_report, write_report
+from cnngru_edge.calibration.corpus.read import DEMO
+from cnngru_edge.export.report import plots, svg
+from cnngru_edge.export.report.page import REPORT_HTML, REPORT_JSON, render_report, write_report
 from cnngru_edge.models.errors import AudioError
-from cnngru_edge.runtime.audio import Recording, read_audio
+from cnngru_edge.runtime.inputs.audio import Recording, read_audio
 
 LABELS = ["silence", "unknown", "yes", "no"]
 CLIPS = sorted(path.relative_to(DEMO).as_posix() for path in DEMO.glob("yes/*.flac"))

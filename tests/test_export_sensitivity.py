@@ -6,20 +6,21 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from cnngru_edge.calibration.observers import Histogram
-from cnngru_edge.calibration.ranges import Ranges
-from cnngru_edge.export import integer, onnx_graph
-from cnngru_edge.export.integer import Affine
-from cnngru_edge.export.logit_error import FloatAnswers, saved, sqnr
-from cnngru_edge.export.plan import Plan, Step
-from cnngru_edge.export.quantize import layers_in, layers_of, lower, quantize_onnx
-from cnngru_edge.export.search import fewest_in_float, search_plan
-from cnngru_edge.export.sensitivity import _only, effective_bits, sensitivity
-from cnngru_edge.export.stored import range_of_affine, read_stored, steps_of
+from cnngru_edge.calibration.ranges.choose import Ranges
+from cnngru_edge.calibration.ranges.histogram import Histogram
+from cnngru_edge.export.graph import files as onnx_graph
+from cnngru_edge.export.graph import qdq as integer
+from cnngru_edge.export.graph.qdq import Affine
+from cnngru_edge.export.quantize.plan import Plan, Step
+from cnngru_edge.export.quantize.run import layers_in, layers_of, lower, quantize_onnx
+from cnngru_edge.export.quantize.stored import range_of_affine, read_stored, steps_of
+from cnngru_edge.export.verdict.logit_error import FloatAnswers, saved, sqnr
+from cnngru_edge.export.verdict.search import fewest_in_float, search_plan
+from cnngru_edge.export.verdict.sensitivity import _only, effective_bits, sensitivity
 from cnngru_edge.models.atomic import file_sha256
 from cnngru_edge.models.errors import CorpusError, ExportError
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import read_audio
 from cnngru_edge.runtime.stream import clip_logits
 
 FLOAT, INT8 = "model.fp32.onnx", "model.int8.onnx"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cnngru_edge.export.statistics import (
+from cnngru_edge.export.verdict.statistics import (
     Pairs,
     clips_needed,
     cohen_kappa,

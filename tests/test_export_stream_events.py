@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from conftest import with_head_times
 
-from cnngru_edge.calibration.corpus import Clip
-from cnngru_edge.export.long_streams import (
+from cnngru_edge.calibration.corpus.read import Clip
+from cnngru_edge.export.verdict.long_streams import (
     LongStream,
     Score,
     Word,
@@ -15,17 +15,18 @@ from cnngru_edge.export.long_streams import (
     stream_logits,
     word_streams,
 )
-from cnngru_edge.export.stream_events import Events
-from cnngru_edge.export.streaming import (
+from cnngru_edge.export.verdict.stream_events import Events
+from cnngru_edge.export.verdict.streaming import (
     StreamingConfig,
     compare_sessions,
     compare_streaming,
     streaming_json,
 )
-from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.detect import Detection, Detector
-from cnngru_edge.runtime.session import TensorInfo, open_session
+from cnngru_edge.models.spec.stream import ModelSpec
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.decode.events import Detection, Detector
+from cnngru_edge.runtime.inputs.audio import read_audio
+from cnngru_edge.runtime.session import TensorInfo
 from cnngru_edge.runtime.stream import Stream, flushed
 
 RATE = 16_000

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import with_head_times
 
-from cnngru_edge.calibration.corpus import Clip, Corpus, match_labels
-from cnngru_edge.export.streaming import (
+from cnngru_edge.calibration.corpus.read import Clip, Corpus, match_labels
+from cnngru_edge.export.verdict.streaming import (
     FLOAT_TOLERANCE,
     INT8_TOLERANCE,
     StreamingConfig,
@@ -16,9 +16,9 @@ from cnngru_edge.export.streaming import (
     compare_streaming,
 )
 from cnngru_edge.models.errors import CorpusError, ExportError, SessionError
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.decode import clip_scores
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.decode.label import clip_scores
+from cnngru_edge.runtime.inputs.audio import read_audio
 from cnngru_edge.runtime.stream import Stream, flushed
 
 SHORT = StreamingConfig(chunks_ms=(20, 80), offsets_ms=(5,), events=False)
@@ -212,7 +212,7 @@ def test_what_both_lose_by_context_is_reported_and_no_failure(exported, few):
 
 @pytest.mark.parametrize(("frames", "chunk_ms"), [(2, 40), (3, 60)])
 def test_a_session_of_one_length_takes_its_own_chunks(exported, few, tmp_path, frames, chunk_ms):
-    from cnngru_edge.export.quantize import quantize_onnx
+    from cnngru_edge.export.quantize.run import quantize_onnx
 
     path = tmp_path / "chunk.onnx"
     quantize_onnx(exported / FLOAT, exported / "ranges.json", path, "cpu", frames)
@@ -290,8 +290,8 @@ def test_forms_of_different_models_are_not_compared(refused, exported, tiny_onnx
 
 
 def test_models_with_other_frames_are_not_compared(refused, exported, kws12, tmp_path):
-    from cnngru_edge.export.onnx_export import export_onnx
-    from cnngru_edge.models.cnn_gru import CnnGru
+    from cnngru_edge.export.trace.model import export_onnx
+    from cnngru_edge.models.nets.cnn_gru import CnnGru
 
     features = replace(kws12.spec.features, hop_length=80)
     other = tmp_path / "other.onnx"
@@ -313,8 +313,8 @@ def test_export_writes_what_the_streams_did(exported):
 
 
 def test_export_fails_if_a_stream_answers_otherwise(demo, kws12_checkpoint, tmp_path, monkeypatch):
-    from cnngru_edge.calibration.ranges import CalibrateConfig
-    from cnngru_edge.export import gates, pipeline
+    from cnngru_edge.calibration.ranges.choose import CalibrateConfig
+    from cnngru_edge.export.chain import gates, pipeline
 
     def quantize(source, ranges, target, *how):
         written = pipeline_quantize(source, ranges, target, *how)

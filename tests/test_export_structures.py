@@ -12,15 +12,15 @@ import torch
 from onnx import helper, numpy_helper, parser
 from torch import nn
 
-from cnngru_edge.calibration.collect import observed_tensors, with_tensors_as_outputs
-from cnngru_edge.calibration.ranges import Range
-from cnngru_edge.export import lint
-from cnngru_edge.export.coverage import INT8, onnxruntime_coverage
-from cnngru_edge.export.float_layers import float_reasons
-from cnngru_edge.export.normal_form import normalize
-from cnngru_edge.export.quantize import lower, quantize_lowered
-from cnngru_edge.export.recurrent import lower_recurrent
-from cnngru_edge.export.targets import CPU, TARGETS
+from cnngru_edge.calibration.ranges.choose import Range
+from cnngru_edge.calibration.ranges.collect import observed_tensors, with_tensors_as_outputs
+from cnngru_edge.export.lower.float_layers import float_reasons
+from cnngru_edge.export.lower.recurrent import lower_recurrent
+from cnngru_edge.export.normalize.normal_form import normalize
+from cnngru_edge.export.quantize.run import lower, quantize_lowered
+from cnngru_edge.export.targets.base import CPU, TARGETS
+from cnngru_edge.export.targets.cpu_receipt import INT8, onnxruntime_coverage
+from cnngru_edge.export.targets.trt import lint
 
 torch.manual_seed(0)  # of the weights that are made while this is imported
 
@@ -329,8 +329,8 @@ def test_a_structure_is_in_int8_on_a_cpu(structure, tmp_path):
 def rtx_receipt(path, feed):
     """What TensorRT-RTX makes of a graph."""
     trt = pytest.importorskip("tensorrt_rtx")
-    from cnngru_edge.export.coverage_tensorrt import rtx_coverage
-    from cnngru_edge.runtime import trt_library
+    from cnngru_edge.export.targets.trt.receipt import rtx_coverage
+    from cnngru_edge.runtime.backends.trt import library as trt_library
 
     log = trt_library.logger(trt)
     log.start()

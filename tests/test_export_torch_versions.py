@@ -10,12 +10,12 @@ import pytest
 import torch
 from onnx import helper
 
-from cnngru_edge.export import onnx_trace
-from cnngru_edge.export.onnx_export import export_onnx
-from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
+from cnngru_edge.export.trace import tracer as onnx_trace
+from cnngru_edge.export.trace.model import export_onnx
 from cnngru_edge.models.errors import ExportError
-from cnngru_edge.models.own import OwnSpec
-from cnngru_edge.models.own_weights import load_own
+from cnngru_edge.models.nets.checkpoint import PRETRAINED, load_checkpoint
+from cnngru_edge.models.own.weights import load_own
+from cnngru_edge.models.own.wrapper import OwnSpec
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 KEPT = Path(__file__).parent / "float_graphs.json"

@@ -11,13 +11,13 @@ pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
 import simulated_gpu
 from simulated_gpu import BOTH, ONE_OF_EACH, RTX, STRONG_ONLY, VERSIONS, WEAK_ONLY
 
-from cnngru_edge.export.engine import write_engine
-from cnngru_edge.export.trt_builder import BuildConfig, build, can_build, target_of
+from cnngru_edge.export.chain.engine import write_engine
+from cnngru_edge.export.targets.trt.build import BuildConfig, build, can_build, target_of
 from cnngru_edge.models.errors import BackendMissing, ExportError, SessionError
 from cnngru_edge.models.receipt import HIDDEN, INT8
-from cnngru_edge.runtime import jetson
-from cnngru_edge.runtime.engine_file import manifest_path, read_engine, read_header
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.backends.trt.engine_file import manifest_path, read_engine, read_header
+from cnngru_edge.runtime.machine import jetson
 
 TENSORRT = [version for version in VERSIONS if version != RTX]
 ORIN = "Orin (16 multiprocessors)"

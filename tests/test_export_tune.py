@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import TINY_SPEC
 
-from cnngru_edge.calibration.corpus import DEMO
-from cnngru_edge.export.long_streams import (
+from cnngru_edge.calibration.corpus.read import DEMO
+from cnngru_edge.export.verdict.long_streams import (
     LongStream,
     MixConfig,
     Score,
@@ -21,12 +21,12 @@ from cnngru_edge.export.long_streams import (
     stream_logits,
     word_streams,
 )
-from cnngru_edge.export.tune import TuneConfig, choose, crossings, moving_average, tune
-from cnngru_edge.models.checkpoint import load_checkpoint
-from cnngru_edge.models.spec import METADATA_KEY, DecisionSpec, ModelSpec
-from cnngru_edge.runtime.decode import softmax
-from cnngru_edge.runtime.detect import Detection, Detector
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.export.verdict.tune import TuneConfig, choose, crossings, moving_average, tune
+from cnngru_edge.models.nets.checkpoint import load_checkpoint
+from cnngru_edge.models.spec.stream import METADATA_KEY, DecisionSpec, ModelSpec
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.decode.events import Detection, Detector
+from cnngru_edge.runtime.decode.label import softmax
 
 RATE = 16_000
 SPEC = ModelSpec(("silence", "unknown", "yes", "no"))

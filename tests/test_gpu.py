@@ -8,14 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from cnngru_edge.calibration.corpus import EVAL
-from cnngru_edge.runtime import trt_library
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.decode import clip_scores
-from cnngru_edge.runtime.inputs import read_input
-from cnngru_edge.runtime.session import open_session
+from cnngru_edge.calibration.corpus.read import EVAL
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.backends.trt import library as trt_library
+from cnngru_edge.runtime.decode.answer import clip_answer
+from cnngru_edge.runtime.decode.label import clip_scores
+from cnngru_edge.runtime.inputs.audio import read_audio
+from cnngru_edge.runtime.inputs.read import read_input
 from cnngru_edge.runtime.stream import Stream, clip_logits
-from cnngru_edge.runtime.transcribe import clip_answer
 
 pytestmark = pytest.mark.gpu
 
@@ -35,7 +35,7 @@ def library():
 
 @pytest.fixture(scope="module")
 def target(library):
-    from cnngru_edge.export.trt_builder import target_of
+    from cnngru_edge.export.targets.trt.build import target_of
 
     return target_of(library)
 
@@ -43,8 +43,8 @@ def target(library):
 @pytest.fixture(scope="module")
 def engine(exported, library, tmp_path_factory):
     """Build a graph of the export, once for each way that it is asked for; the engine's path."""
-    from cnngru_edge.export.engine import write_engine
-    from cnngru_edge.export.trt_builder import BuildConfig
+    from cnngru_edge.export.chain.engine import write_engine
+    from cnngru_edge.export.targets.trt.build import BuildConfig
 
     folder, built = tmp_path_factory.mktemp("engines"), {}
 
@@ -53,7 +53,7 @@ def engine(exported, library, tmp_path_factory):
         if key not in built:
             capabilities = ()
             if library == "tensorrt_rtx":
-                from cnngru_edge.runtime.cuda import Cuda
+                from cnngru_edge.runtime.backends.trt.cuda import Cuda
 
                 capabilities = (Cuda().gpu.capability,)
             path = folder / f"{len(built)}.engine"
@@ -108,15 +108,15 @@ def in_chunks(stream, audio, length):
 
 @pytest.mark.parametrize("name", ["intent", "digits"])
 def test_an_engine_of_a_whole_input_answers_as_the_float_model(name, library, target, tmp_path):
-    from cnngru_edge.calibration.collect import calibrate
-    from cnngru_edge.calibration.corpus import calibration_clips, demo_for, read_corpus
-    from cnngru_edge.calibration.ranges import CalibrateConfig
-    from cnngru_edge.export.engine import write_engine
-    from cnngru_edge.export.onnx_export import export_onnx
-    from cnngru_edge.export.quantize import quantize_onnx
-    from cnngru_edge.export.trt_builder import BuildConfig
-    from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
-    from cnngru_edge.runtime.cuda import Cuda
+    from cnngru_edge.calibration.corpus.read import calibration_clips, demo_for, read_corpus
+    from cnngru_edge.calibration.ranges.choose import CalibrateConfig
+    from cnngru_edge.calibration.ranges.collect import calibrate
+    from cnngru_edge.export.chain.engine import write_engine
+    from cnngru_edge.export.quantize.run import quantize_onnx
+    from cnngru_edge.export.targets.trt.build import BuildConfig
+    from cnngru_edge.export.trace.model import export_onnx
+    from cnngru_edge.models.nets.checkpoint import PRETRAINED, load_checkpoint
+    from cnngru_edge.runtime.backends.trt.cuda import Cuda
 
     model = load_checkpoint(PRETRAINED / f"{name}.safetensors")
     corpus = read_corpus(demo_for(model.spec))

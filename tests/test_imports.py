@@ -17,8 +17,12 @@ ONNX = {"onnx", "onnx_ir"}
 BACKENDS = {"tensorrt", "tensorrt_rtx", "cuda"}  # looked for only when they are needed
 HEAVY = TORCH | ONNX | BACKENDS
 
-RUNTIME = sorted(path.stem for path in (ROOT / "runtime").glob("*.py") if path.stem != "__init__")
-ON_A_DEVICE = [f"runtime.{name}" for name in RUNTIME if name != "torch_session"]
+RUNTIME = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "runtime").rglob("*.py")
+    if path.stem != "__init__"
+)
+ON_A_DEVICE = [name for name in RUNTIME if name != "runtime.backends.torchscript"]
 START = "from cnngru_edge.export.cli import main; main()"
 
 
@@ -35,7 +39,8 @@ def without(modules, code, *arguments):
 
 
 @pytest.mark.parametrize(
-    "module", ["export.cli", "calibration.ranges", "models.spec", "models.errors", *ON_A_DEVICE]
+    "module",
+    ["export.cli", "calibration.ranges.choose", "models.spec.whole", "models.errors", *ON_A_DEVICE],
 )
 def test_a_device_needs_no_torch(module):
     assert not loaded_by(f"import cnngru_edge.{module}") & HEAVY
@@ -43,7 +48,10 @@ def test_a_device_needs_no_torch(module):
 
 @pytest.mark.parametrize(
     "module",
-    ["coverage", "engine", "inspection", "lint", "onnx_graph", "quantize", "trt_builder"],
+    [
+        *("chain.engine", "chain.inspection", "graph.files", "quantize.run"),
+        *("targets.receipt", "targets.trt.lint", "targets.trt.build"),
+    ],
 )
 def test_an_engine_is_built_without_torch(module):
     assert not loaded_by(f"import cnngru_edge.export.{module}") & (TORCH | BACKENDS)
@@ -56,7 +64,7 @@ def test_all_of_the_runtime_is_there_without_torch_and_onnx():
 
 
 def test_what_torchscript_needs_is_named():
-    done = without(HEAVY, "import cnngru_edge.runtime.torch_session")
+    done = without(HEAVY, "import cnngru_edge.runtime.backends.torchscript")
     assert re.search(
         r"BackendMissing: torch is not installed, .*cnngru-edge\[export\]", done.stderr
     )

@@ -5,14 +5,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cnngru_edge.models.checkpoint import (
+from cnngru_edge.models.errors import SpecError
+from cnngru_edge.models.nets.checkpoint import (
     load_checkpoint,
     load_stream_checkpoint,
     save_checkpoint,
 )
-from cnngru_edge.models.errors import SpecError
-from cnngru_edge.models.spec import METADATA_KEY
-from cnngru_edge.models.whole_spec import OWN
+from cnngru_edge.models.spec.stream import METADATA_KEY
+from cnngru_edge.models.spec.whole import OWN
 
 
 def test_a_checkpoint_alone_gives_the_model_back(tiny, tiny_checkpoint):

@@ -4,8 +4,8 @@ from conftest import TINY_SPEC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.runtime.audio import pad_to_multiple, read_audio
+from cnngru_edge.models.nets.cnn_gru import CnnGru
+from cnngru_edge.runtime.inputs.audio import pad_to_multiple, read_audio
 
 CHUNKS = 30
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cnngru_edge.models.connected import (
+from cnngru_edge.export.training.connected import (
     ConnectedConfig,
     Joiner,
     RowBuilder,

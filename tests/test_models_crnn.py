@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import exported_to_onnx, traced
 
-from cnngru_edge.models.crnn import DIGITS, Crnn, crnn_spec
 from cnngru_edge.models.errors import SpecError
-from cnngru_edge.models.whole_spec import TokenInput, read_spec
+from cnngru_edge.models.nets.crnn import DIGITS, Crnn, crnn_spec
+from cnngru_edge.models.spec.whole import TokenInput, read_spec
 
 SIZES = [(1, 4), (1, 7), (3, 41), (2, 64)]  # N, W
 

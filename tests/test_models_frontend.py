@@ -3,9 +3,9 @@ import pytest
 import torch
 import torchaudio
 
-from cnngru_edge.models.frontend import LogMel
-from cnngru_edge.models.spec import FeatureSpec
-from cnngru_edge.runtime.audio import read_audio
+from cnngru_edge.models.nets.log_mel import LogMel
+from cnngru_edge.models.spec.stream import FeatureSpec
+from cnngru_edge.runtime.inputs.audio import read_audio
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchaudio.functional import create_dct, melscale_fbanks
 
-from cnngru_edge.models.mel import dct_matrix, mel_filterbank
-from cnngru_edge.models.spec import FeatureSpec
+from cnngru_edge.models.nets.mel import dct_matrix, mel_filterbank
+from cnngru_edge.models.spec.stream import FeatureSpec
 
 
 @st.composite

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cnngru_edge.models.errors import SpecError
-from cnngru_edge.models.own import OwnModel, OwnSpec
-from cnngru_edge.models.own_checks import check_runs, has_cells, warnings_about, why_whole
-from cnngru_edge.models.own_weights import load_own, read_weights
-from cnngru_edge.models.spec import BLANK
-from cnngru_edge.models.whole_spec import (
+from cnngru_edge.models.own.checks import check_runs, has_cells, warnings_about, why_whole
+from cnngru_edge.models.own.weights import load_own, read_weights
+from cnngru_edge.models.own.wrapper import OwnModel, OwnSpec
+from cnngru_edge.models.spec.stream import BLANK
+from cnngru_edge.models.spec.whole import (
     OWN,
     TEXT_ANSWER,
     AudioInput,
@@ -25,7 +25,7 @@ from cnngru_edge.models.whole_spec import (
     WholeFeatures,
     WholeSpec,
 )
-from cnngru_edge.runtime.inputs import example_input
+from cnngru_edge.runtime.inputs.read import example_input
 
 torch.manual_seed(0)  # of the weights that are made while this is imported
 

@@ -8,9 +8,9 @@ import torch
 import torchaudio.transforms as T
 from conftest import exported_to_onnx
 
-from cnngru_edge.models.own_features import ClipFeatures
-from cnngru_edge.models.whole_spec import DECIBELS, WholeFeatures
-from cnngru_edge.runtime.audio import read_audio
+from cnngru_edge.models.own.features import ClipFeatures
+from cnngru_edge.models.spec.whole import DECIBELS, WholeFeatures
+from cnngru_edge.runtime.inputs.audio import read_audio
 
 RATE = 16_000
 SIZES = [(400, 400, 160), (512, 400, 160), (512, 480, 160), (1024, 640, 320)]

@@ -4,17 +4,17 @@ import needs_torchaudio  # noqa: F401
 import pytest
 import torch
 
-from cnngru_edge.calibration.corpus import (
+from cnngru_edge.calibration.corpus.phrases import _INTENTS
+from cnngru_edge.calibration.corpus.read import (
     DEMO,
     DEMO_DIGITS,
     DEMO_PHRASES,
     demo_for,
     read_corpus,
 )
-from cnngru_edge.calibration.phrases import _INTENTS
-from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
-from cnngru_edge.models.crnn import DIGITS
-from cnngru_edge.models.train_whole import answers, load_examples
+from cnngru_edge.export.training.whole import answers, load_examples
+from cnngru_edge.models.nets.checkpoint import PRETRAINED, load_checkpoint
+from cnngru_edge.models.nets.crnn import DIGITS
 
 
 @pytest.mark.parametrize(

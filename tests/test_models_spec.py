@@ -5,7 +5,7 @@ import pytest
 from conftest import TINY_SPEC
 
 from cnngru_edge.models.errors import SpecError
-from cnngru_edge.models.spec import (
+from cnngru_edge.models.spec.stream import (
     ALPHABET,
     CTC,
     KWS,

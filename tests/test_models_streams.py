@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cnngru_edge.models.streams import (
+from cnngru_edge.export.training.streams import (
     StreamBuilder,
     StreamConfig,
     collate,

@@ -5,10 +5,10 @@ import pytest
 import torch
 from conftest import exported_to_onnx, traced
 
-from cnngru_edge.models.crnn import Crnn
 from cnngru_edge.models.errors import SpecError
-from cnngru_edge.models.text_cnn_gru import TextCnnGru
-from cnngru_edge.models.whole_spec import ImageInput, read_spec
+from cnngru_edge.models.nets.crnn import Crnn
+from cnngru_edge.models.nets.text_cnn_gru import TextCnnGru
+from cnngru_edge.models.spec.whole import ImageInput, read_spec
 
 SIZES = [(1, 1), (1, 2), (3, 7), (2, 8)]  # N, L
 

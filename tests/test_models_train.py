@@ -9,14 +9,14 @@ import torch
 from click.testing import CliRunner
 from conftest import TINY_SPEC
 
-from cnngru_edge.calibration.corpus import Clip, Corpus, read_corpus
+from cnngru_edge.calibration.corpus.read import Clip, Corpus, read_corpus
 from cnngru_edge.export.cli import main
-from cnngru_edge.models.checkpoint import load_checkpoint
-from cnngru_edge.models.cnn_gru import CnnGru
+from cnngru_edge.export.training.keywords import choose_labels, train
+from cnngru_edge.export.training.run import TrainConfig
+from cnngru_edge.export.training.streams import StreamConfig
 from cnngru_edge.models.errors import AudioError, CorpusError
-from cnngru_edge.models.streams import StreamConfig
-from cnngru_edge.models.train import choose_labels, train
-from cnngru_edge.models.train_run import TrainConfig
+from cnngru_edge.models.nets.checkpoint import load_checkpoint
+from cnngru_edge.models.nets.cnn_gru import CnnGru
 
 SPEC = dataclasses.replace(
     TINY_SPEC, labels=("silence", "low", "high"), hidden_size=16, num_layers=1

@@ -10,14 +10,10 @@ import torch
 from click.testing import CliRunner
 from conftest import TINY_SPEC
 
-from cnngru_edge.calibration.corpus import DEMO, Clip, Corpus, read_corpus
+from cnngru_edge.calibration.corpus.read import DEMO, Clip, Corpus, read_corpus
 from cnngru_edge.export.cli import main
-from cnngru_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.connected import ConnectedConfig, RowBatch
-from cnngru_edge.models.errors import AudioError, CorpusError, SpecError
-from cnngru_edge.models.spec import ALPHABET, BLANK, CTC, ConvSpec
-from cnngru_edge.models.train_ctc import (
+from cnngru_edge.export.training.connected import ConnectedConfig, RowBatch
+from cnngru_edge.export.training.ctc import (
     CTC_SPEC,
     choose_alphabet,
     ctc_loss,
@@ -25,7 +21,11 @@ from cnngru_edge.models.train_ctc import (
     take_convolutions,
     train_ctc,
 )
-from cnngru_edge.models.train_run import TrainConfig
+from cnngru_edge.export.training.run import TrainConfig
+from cnngru_edge.models.errors import AudioError, CorpusError, SpecError
+from cnngru_edge.models.nets.checkpoint import load_checkpoint, save_checkpoint
+from cnngru_edge.models.nets.cnn_gru import CnnGru
+from cnngru_edge.models.spec.stream import ALPHABET, BLANK, CTC, ConvSpec
 
 SPEC = dataclasses.replace(
     TINY_SPEC,

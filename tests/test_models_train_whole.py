@@ -9,14 +9,10 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from cnngru_edge.calibration.corpus import Clip, Corpus, read_corpus
+from cnngru_edge.calibration.corpus.read import Clip, Corpus, read_corpus
 from cnngru_edge.export.cli import main
-from cnngru_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from cnngru_edge.models.crnn import Crnn, crnn_spec
-from cnngru_edge.models.errors import CorpusError, InputError
-from cnngru_edge.models.text_cnn_gru import TextCnnGru, text_spec
-from cnngru_edge.models.train_run import TrainConfig
-from cnngru_edge.models.train_whole import (
+from cnngru_edge.export.training.run import TrainConfig
+from cnngru_edge.export.training.whole import (
     Example,
     _without_some_words,
     batches_of,
@@ -26,6 +22,10 @@ from cnngru_edge.models.train_whole import (
     load_examples,
     train_whole,
 )
+from cnngru_edge.models.errors import CorpusError, InputError
+from cnngru_edge.models.nets.checkpoint import load_checkpoint, save_checkpoint
+from cnngru_edge.models.nets.crnn import Crnn, crnn_spec
+from cnngru_edge.models.nets.text_cnn_gru import TextCnnGru, text_spec
 
 CONFIG = TrainConfig(
     epochs=8, batch_size=8, learning_rate=0.01, warmup_epochs=0.5, average_decay=0.5, dropout=0.0

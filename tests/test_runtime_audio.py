@@ -3,7 +3,7 @@ import pytest
 import soundfile
 
 from cnngru_edge.models.errors import AudioError
-from cnngru_edge.runtime.audio import pad_to_multiple, read_audio
+from cnngru_edge.runtime.inputs.audio import pad_to_multiple, read_audio
 
 
 @pytest.fixture

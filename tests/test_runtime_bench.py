@@ -6,8 +6,8 @@ from click.testing import CliRunner
 from cnngru_edge.export.cli import main
 from cnngru_edge.models.errors import SessionError
 from cnngru_edge.runtime import bench as module
-from cnngru_edge.runtime import jetson
 from cnngru_edge.runtime.bench import Times, bench, percentile
+from cnngru_edge.runtime.machine import jetson
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_the_command_line(exported):
 def test_an_engine_without_a_gpu_is_one_line(exported):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this machine")
     from cnngru_edge.models.errors import BackendMissing
-    from cnngru_edge.runtime.cuda import Cuda
+    from cnngru_edge.runtime.backends.trt.cuda import Cuda
 
     try:
         Cuda()
@@ -109,8 +109,8 @@ def test_an_engine_has_the_times_of_its_gpu_too(exported, tmp_path, monkeypatch)
     pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
     import simulated_gpu
 
-    from cnngru_edge.export.engine import write_engine
-    from cnngru_edge.export.trt_builder import BuildConfig
+    from cnngru_edge.export.chain.engine import write_engine
+    from cnngru_edge.export.targets.trt.build import BuildConfig
 
     cuda, _ = simulated_gpu.install(monkeypatch)
     monkeypatch.setattr(module, "_cold_start_s", lambda path: 1.0)  # of a process without it

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cnngru_edge.models.spec import BLANK, CTC, ModelSpec
-from cnngru_edge.runtime.ctc import (
+from cnngru_edge.models.spec.stream import BLANK, CTC, ModelSpec
+from cnngru_edge.runtime.decode.ctc import (
     BeamDecoder,
     DecodeConfig,
     GreedyDecoder,
@@ -16,7 +16,7 @@ from cnngru_edge.runtime.ctc import (
     decoder_of,
     log_softmax,
 )
-from cnngru_edge.runtime.ngram import Ngram
+from cnngru_edge.runtime.decode.ngram import Ngram
 
 SPEC = ModelSpec((BLANK, " ", "a", "b"), family=CTC)
 OF_WORDS = ModelSpec((BLANK, " a", " ab", " b"), family=CTC)

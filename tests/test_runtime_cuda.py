@@ -9,7 +9,7 @@ pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
 from simulated_cuda import SimulatedCuda
 
 from cnngru_edge.models.errors import BackendMissing, SessionError
-from cnngru_edge.runtime.cuda import Cuda, CudaError, SharedBuffer
+from cnngru_edge.runtime.backends.trt.cuda import Cuda, CudaError, SharedBuffer
 
 
 @pytest.fixture

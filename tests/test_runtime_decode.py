@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from cnngru_edge.models.spec import ModelSpec
-from cnngru_edge.runtime.decode import clip_scores, softmax
+from cnngru_edge.models.spec.stream import ModelSpec
+from cnngru_edge.runtime.decode.label import clip_scores, softmax
 
 SPEC = ModelSpec(labels=("silence", "yes", "no"))  # 50 frames a second
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cnngru_edge.models.errors import SpecError
-from cnngru_edge.models.spec import DecisionSpec, ModelSpec
-from cnngru_edge.runtime.detect import Detector
+from cnngru_edge.models.spec.stream import DecisionSpec, ModelSpec
+from cnngru_edge.runtime.decode.events import Detector
 
 LABELS = ("silence", "unknown", "yes", "no")
 FRAME_S = 0.02

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from cnngru_edge.runtime.cuda import Gpu
-from cnngru_edge.runtime.doctor import diagnose, print_diagnosis
-from cnngru_edge.runtime.machine import Library, Machine, look, try_import
+from cnngru_edge.runtime.backends.trt.cuda import Gpu
+from cnngru_edge.runtime.machine.doctor import diagnose, print_diagnosis
+from cnngru_edge.runtime.machine.survey import Library, Machine, look, try_import
 
 # Made machines, of facts as such machines show them: /etc/nv_tegra_release, the device tree and
 # versions as in test_runtime_jetson.py, errors as they are in the places named beside them.

@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cnngru_edge.export.chain.engine import write_engine
 from cnngru_edge.export.cli import main
-from cnngru_edge.export.engine import write_engine
-from cnngru_edge.export.trt_builder import BuildConfig
+from cnngru_edge.export.targets.trt.build import BuildConfig
 from cnngru_edge.models.errors import SessionError
-from cnngru_edge.runtime import trt_library, trt_session
-from cnngru_edge.runtime.engine_file import (
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.backends.trt import library as trt_library
+from cnngru_edge.runtime.backends.trt import session as trt_session
+from cnngru_edge.runtime.backends.trt.engine_file import (
     Header,
     manifest_path,
     read_engine,
     read_header,
     read_manifest,
 )
-from cnngru_edge.runtime.session import open_session
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this machine")
 
@@ -378,7 +379,7 @@ OPEN = """
 import json, sys
 import tensorrt_rtx
 from pathlib import Path
-from cnngru_edge.runtime import trt_library
+from cnngru_edge.runtime.backends.trt import library as trt_library
 
 log = trt_library.logger(tensorrt_rtx)
 runtime = tensorrt_rtx.Runtime(log)

@@ -9,17 +9,17 @@ import pytest
 from click.testing import CliRunner
 from conftest import half_of, make_noise, make_nothing, with_head_times
 
-from cnngru_edge.calibration.corpus import DEMO
+from cnngru_edge.calibration.corpus.read import DEMO
 from cnngru_edge.export.artefacts import FLOAT, INT8, INT8_FORMS, TORCHSCRIPT
+from cnngru_edge.export.chain.engine import write_engine
 from cnngru_edge.export.cli import main
-from cnngru_edge.export.engine import write_engine
-from cnngru_edge.export.trt_builder import BuildConfig
+from cnngru_edge.export.targets.trt.build import BuildConfig
 from cnngru_edge.models.atomic import file_sha256
 from cnngru_edge.models.errors import CorpusError, SessionError
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.golden import GOLDEN, read_golden, selftest, write_golden
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.check.golden import GOLDEN, read_golden, selftest, write_golden
+from cnngru_edge.runtime.inputs.audio import read_audio
 from cnngru_edge.runtime.recognize import recognize
-from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import clip_logits
 
 RATE = 16_000

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from cnngru_edge.models.errors import InputError
-from cnngru_edge.models.whole_spec import (
+from cnngru_edge.models.spec.whole import (
     AudioInput,
     ImageInput,
     TokenInput,
@@ -11,7 +11,7 @@ from cnngru_edge.models.whole_spec import (
     WholeSpec,
     least_length_of,
 )
-from cnngru_edge.runtime.inputs import (
+from cnngru_edge.runtime.inputs.read import (
     Tokens,
     example_input,
     fitted,

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from cnngru_edge.runtime import jetson
-from cnngru_edge.runtime.jetson import JetPack
+from cnngru_edge.runtime.machine import jetson
+from cnngru_edge.runtime.machine.jetson import JetPack
 
 # What real boards printed, as others have published it.
 

@@ -9,7 +9,7 @@ from importlib.metadata import requires
 import pytest
 from packaging.requirements import Requirement
 
-from cnngru_edge.runtime.libraries import CORE, EXPORT, TRAIN, import_fault, remedy
+from cnngru_edge.runtime.machine.libraries import CORE, EXPORT, TRAIN, import_fault, remedy
 
 START = "from cnngru_edge.export.cli import main; main()"
 MISSING = "raise ModuleNotFoundError(f'No module named {__name__!r}', name=__name__)"

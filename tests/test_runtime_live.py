@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from cnngru_edge.export.cli import main
 from cnngru_edge.models.errors import AudioError
-from cnngru_edge.runtime.audio import file_blocks, pipe_blocks, read_audio
-from cnngru_edge.runtime.decode import clip_scores
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.decode.label import clip_scores
+from cnngru_edge.runtime.inputs.audio import file_blocks, pipe_blocks, read_audio
 from cnngru_edge.runtime.live import StreamSession
-from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import clip_logits
 
 RATE = 16_000

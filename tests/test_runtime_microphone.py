@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from cnngru_edge.export.cli import main
 from cnngru_edge.models.errors import AudioError, BackendMissing
 from cnngru_edge.runtime import live
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.microphone import BUFFER_S, RingBuffer, devices, microphone
+from cnngru_edge.runtime.inputs.audio import read_audio
+from cnngru_edge.runtime.inputs.microphone import BUFFER_S, RingBuffer, devices, microphone
 
 RATE = 16_000
 

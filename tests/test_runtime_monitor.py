@@ -13,13 +13,13 @@ from conftest import contents, with_head_times
 
 from cnngru_edge.export.cli import main
 from cnngru_edge.models.errors import SessionError
-from cnngru_edge.runtime import monitor
-from cnngru_edge.runtime.agreement import FALSE_ALARMS, proves_more, sqnr_db
-from cnngru_edge.runtime.audio import read_audio
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.check import shadow as monitor
+from cnngru_edge.runtime.check.shadow import Shadow, ShadowConfig
+from cnngru_edge.runtime.decode.agreement import FALSE_ALARMS, proves_more, sqnr_db
+from cnngru_edge.runtime.inputs.audio import read_audio
 from cnngru_edge.runtime.live import StreamSession
-from cnngru_edge.runtime.monitor import Shadow, ShadowConfig
 from cnngru_edge.runtime.recognize import recognize
-from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import Stream
 
 RATE, CHUNK = 16_000, 320

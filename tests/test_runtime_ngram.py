@@ -3,8 +3,8 @@ import math
 import pytest
 
 from cnngru_edge.models.errors import SessionError
-from cnngru_edge.models.spec import ALPHABET, CTC, ModelSpec
-from cnngru_edge.runtime.ngram import read_arpa, read_words
+from cnngru_edge.models.spec.stream import ALPHABET, CTC, ModelSpec
+from cnngru_edge.runtime.decode.ngram import read_arpa, read_words
 
 SPEC = ModelSpec(ALPHABET, family=CTC)
 ARPA = """some words before

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from cnngru_edge.models.errors import AudioError
-from cnngru_edge.runtime.ort_session import OrtStreams
+from cnngru_edge.runtime.backends.onnx import OrtStreams
+from cnngru_edge.runtime.backends.open import open_session
 from cnngru_edge.runtime.recognize import recognize
-from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import Stream
 
 
@@ -61,7 +61,7 @@ def test_a_reference_that_says_otherwise_is_told(session, demo, monkeypatch, exp
 
 def test_a_word_in_a_long_recording_is_heard(session, demo, wav):
     clip = next(c for c in demo.of("eval") if c.label == "stop")
-    from cnngru_edge.runtime.audio import read_audio
+    from cnngru_edge.runtime.inputs.audio import read_audio
 
     word = read_audio(clip.path, 16_000).samples
     noise = np.random.default_rng(0).standard_normal(4 * 16_000).astype(np.float32) * 1e-3

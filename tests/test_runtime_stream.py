@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from cnngru_edge.models.errors import SessionError
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.session import initial_state, open_session
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.inputs.audio import read_audio
+from cnngru_edge.runtime.session import initial_state
 from cnngru_edge.runtime.stream import Stream, clip_logits
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from conftest import with_head_times
 
-from cnngru_edge.models.checkpoint import PRETRAINED
-from cnngru_edge.models.spec import BLANK, CTC, EndpointSpec, ModelSpec
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.ctc import DecodeConfig
+from cnngru_edge.models.nets.checkpoint import PRETRAINED
+from cnngru_edge.models.spec.stream import BLANK, CTC, EndpointSpec, ModelSpec
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.decode.answer import Transcriber, clip_answer, clip_transcript
+from cnngru_edge.runtime.decode.ctc import DecodeConfig
+from cnngru_edge.runtime.inputs.audio import read_audio
 from cnngru_edge.runtime.live import StreamSession, TextEvent
 from cnngru_edge.runtime.recognize import Transcription, recognize
-from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import clip_logits
-from cnngru_edge.runtime.transcribe import Transcriber, clip_answer, clip_transcript
 
 SPEC = ModelSpec((BLANK, " ", "a", "b"), family=CTC, endpoint=EndpointSpec(silence_s=0.1))
 DECODERS = [DecodeConfig(), DecodeConfig(beam=4)]
@@ -322,8 +322,8 @@ CTC_CHECKPOINT = PRETRAINED / "ctc.safetensors"
 
 @pytest.mark.skipif(not CTC_CHECKPOINT.exists(), reason="no CTC model comes with the package yet")
 def test_the_ctc_model_that_comes_with_the_package_writes_words(demo, tmp_path):
-    from cnngru_edge.export.onnx_export import export_onnx
-    from cnngru_edge.models.checkpoint import load_checkpoint
+    from cnngru_edge.export.trace.model import export_onnx
+    from cnngru_edge.models.nets.checkpoint import load_checkpoint
 
     path = tmp_path / "ctc.onnx"
     export_onnx(load_checkpoint(CTC_CHECKPOINT).for_export(), path)

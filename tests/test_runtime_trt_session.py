@@ -16,14 +16,15 @@ import simulated_gpu
 from simulated_cuda import SimulatedCuda
 from simulated_gpu import ONE_OF_EACH, RTX, VERSIONS, WEAK_ONLY
 
-from cnngru_edge.export.engine import write_engine
-from cnngru_edge.export.trt_builder import BuildConfig
+from cnngru_edge.export.chain.engine import write_engine
+from cnngru_edge.export.targets.trt.build import BuildConfig
 from cnngru_edge.models.errors import BackendMissing, EdgeError, SessionError
-from cnngru_edge.runtime.audio import read_audio
-from cnngru_edge.runtime.engine_file import manifest_path
-from cnngru_edge.runtime.session import initial_state, open_session
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.backends.trt.engine_file import manifest_path
+from cnngru_edge.runtime.backends.trt.session import GraphFallback
+from cnngru_edge.runtime.inputs.audio import read_audio
+from cnngru_edge.runtime.session import initial_state
 from cnngru_edge.runtime.stream import Stream, clip_logits
-from cnngru_edge.runtime.trt_session import GraphFallback
 
 CHUNK = 320
 STEP = ["cudaMemcpyAsync", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaStreamSynchronize"]

@@ -10,19 +10,19 @@ pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
 import simulated_gpu
 from simulated_gpu import ONE_OF_EACH, RTX, WEAK_ONLY
 
-from cnngru_edge.calibration.collect import calibrate
-from cnngru_edge.calibration.ranges import CalibrateConfig
-from cnngru_edge.export.engine import write_engine
-from cnngru_edge.export.inspection import inspect
-from cnngru_edge.export.onnx_export import export_onnx
-from cnngru_edge.export.quantize import quantize_onnx
-from cnngru_edge.export.trt_builder import BuildConfig
+from cnngru_edge.calibration.ranges.choose import CalibrateConfig
+from cnngru_edge.calibration.ranges.collect import calibrate
+from cnngru_edge.export.chain.engine import write_engine
+from cnngru_edge.export.chain.inspection import inspect
+from cnngru_edge.export.quantize.run import quantize_onnx
+from cnngru_edge.export.targets.trt.build import BuildConfig
+from cnngru_edge.export.trace.model import export_onnx
 from cnngru_edge.models.errors import SessionError
-from cnngru_edge.runtime.engine_file import manifest_path, read_engine, read_manifest
-from cnngru_edge.runtime.golden import GOLDEN, read_golden, selftest, write_golden
-from cnngru_edge.runtime.inputs import Tokens, tokens_of
+from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.backends.trt.engine_file import manifest_path, read_engine, read_manifest
+from cnngru_edge.runtime.check.golden import GOLDEN, read_golden, selftest, write_golden
+from cnngru_edge.runtime.inputs.read import Tokens, tokens_of
 from cnngru_edge.runtime.recognize import recognize
-from cnngru_edge.runtime.session import open_session
 from cnngru_edge.runtime.stream import Stream, clip_logits
 
 PHRASES = ["turn the light on", "light off", "what time is it", "turn it off what is the time"]

@@ -278,9 +278,9 @@ def test_cuda_bindings_have_what_a_runtime_calls(requirement, wheels):
 
 ADAPTER = """
 import json, tensorrt
-from cnngru_edge.export.trt_builder import _typings
+from cnngru_edge.export.targets.trt.build import _typings
 from cnngru_edge.models.errors import SessionError
-from cnngru_edge.runtime import trt_library
+from cnngru_edge.runtime.backends.trt import library as trt_library
 trt = trt_library.load("tensorrt")
 log, said = trt_library.logger(trt), []
 for kind in ("Builder", "Runtime"):

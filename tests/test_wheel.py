@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnngru_edge.runtime.audio import read_audio
+from cnngru_edge.runtime.inputs.audio import read_audio
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("calibration", "export", "models", "runtime")
@@ -45,18 +45,22 @@ def interpreter(version):
     return None
 
 
+def is_package(folder):
+    return (folder / "__init__.py").is_file()
+
+
 def test_it_holds_the_package_and_nothing_else(wheel):
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     modules = {
-        f"cnngru_edge/{package}/{path.name}"
+        f"cnngru_edge/{path.relative_to(ROOT)}"
         for package in PACKAGES
-        for path in (ROOT / package).iterdir()
-        if path.suffix == ".py" or path.name == "py.typed"
+        for path in (ROOT / package).rglob("*")
+        if path.name == "py.typed" or (path.suffix == ".py" and is_package(path.parent))
     }
     data = {
         f"cnngru_edge/{path.relative_to(ROOT)}"
         for pattern in (
-            "export/*.j2",
+            "export/report/*.j2",
             "calibration/demo*/manifest.csv",
             "calibration/demo*/README.md",
             "calibration/demo/*/*.flac",

@@ -15,9 +15,9 @@ import torch
 from conftest import TINY_SPEC, Outcome, contents, half_of
 from safetensors.torch import save_file
 
-from cnngru_edge.models.checkpoint import save_checkpoint
-from cnngru_edge.models.cnn_gru import CnnGru
-from cnngru_edge.models.spec import METADATA_KEY
+from cnngru_edge.models.nets.checkpoint import save_checkpoint
+from cnngru_edge.models.nets.cnn_gru import CnnGru
+from cnngru_edge.models.spec.stream import METADATA_KEY
 
 START = "from cnngru_edge.export.cli import main; main()"
 
@@ -56,8 +56,8 @@ BAD_CHECKPOINTS = {
         make_checkpoint_without_spec,
         re.escape(
             f"no model spec in the metadata (key '{METADATA_KEY}'); 'cnngru-edge train' and "
-            "cnngru_edge.models.checkpoint.save_checkpoint write it; a module of your own takes "
-            "--model and --spec"
+            "cnngru_edge.models.nets.checkpoint.save_checkpoint write it; a module of your own "
+            "takes --model and --spec"
         ),
     ),
     "half a spec": (make_checkpoint_of_half_a_spec, r"model spec: not JSON \(.+\)"),

@@ -22,7 +22,7 @@ from conftest import (
 )
 from onnx import helper
 
-from cnngru_edge.models.spec import METADATA_KEY
+from cnngru_edge.models.spec.stream import METADATA_KEY
 
 JSON_FIELDS = ["path", "label", "score", "scores", "duration_s", "latency_ms"]
 JSON_FIELDS += ["backend", "device", "precision"]

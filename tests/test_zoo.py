@@ -7,8 +7,8 @@ import click
 import needs_torchaudio  # noqa: F401
 import pytest
 
-from cnngru_edge.calibration.corpus import DEMO, DEMO_DIGITS, DEMO_PHRASES
-from cnngru_edge.models.checkpoint import PRETRAINED, load_checkpoint
+from cnngru_edge.calibration.corpus.read import DEMO, DEMO_DIGITS, DEMO_PHRASES
+from cnngru_edge.models.nets.checkpoint import PRETRAINED, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

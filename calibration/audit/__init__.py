@@ -1,0 +1,1 @@
+"""Is this audio fit to calibrate with?"""

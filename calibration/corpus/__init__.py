@@ -1,0 +1,1 @@
+"""Clips, phrases and images with their labels and sets."""

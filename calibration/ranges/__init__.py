@@ -1,0 +1,1 @@
+"""What the tensors of a graph take on, and the ranges chosen from that."""

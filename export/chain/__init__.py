@@ -1,0 +1,1 @@
+"""The whole export, stage after stage."""

@@ -1,0 +1,1 @@
+"""From float graph and ranges to INT8, by a plan."""

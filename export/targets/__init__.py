@@ -1,0 +1,1 @@
+"""What runs INT8: for each target its rules and its receipt."""

@@ -1,0 +1,1 @@
+"""TensorRT: quantizing, rules, half precision, building and the receipt."""

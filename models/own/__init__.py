@@ -1,0 +1,1 @@
+"""A module or an ONNX file of a user's own."""

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: library, engine file, CUDA and sessions."""

@@ -1,0 +1,1 @@
+"""From logits to answers: labels, texts and events."""

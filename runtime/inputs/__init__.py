@@ -1,0 +1,1 @@
+"""What a model is given: recordings, a microphone, phrases and images."""

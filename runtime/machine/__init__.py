@@ -1,0 +1,1 @@
+"""This machine: what it is, what loads on it, and what to do for the rest."""
