@@ -3,9 +3,9 @@
     python benchmarks/endpoints.py --engine build/ctc/model.int8.onnx --data SC --task sc12
 
 Evaluation strings of benchmarks/connected_words.py in streams, 1 to 3 s of silence after each.
-Between the words of a string lie up to 0.5 s, and the margins of models.connected.speech_edges on
-top. The delay is from the end of a string's last word to its final text, the computing not
-included. Prints Markdown.
+Between the words of a string lie up to 0.5 s, and the margins of
+export.training.connected.speech_edges on top. The delay is from the end of a string's last word to
+its final text, the computing not included. Prints Markdown.
 """
 
 from collections.abc import Sequence

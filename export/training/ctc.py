@@ -1,7 +1,7 @@
 """Training a CTC model on rows of strings: the loss of each string, the state carried over all.
 
 CTC: Graves et al. 2006. A GRU that has only heard single strings from a zero state forgets how to
-listen when it runs on, and learns no blank for the silence between; see models.streams.
+listen when it runs on, and learns no blank for the silence between; see export.training.streams.
 """
 
 from collections.abc import Iterator, Sequence
@@ -98,7 +98,7 @@ def train_ctc(
 
     That is the epoch of the lowest loss on the calibration speakers. A corpus of single words is
     joined into strings (`config.connected`), one with longer texts is taken as it is. The rest is
-    as in `models.train.train`.
+    as in `export.training.keywords.train`.
 
     Raises:
         CorpusError: no clips to train on, or none of the calibration set to choose the best by; a

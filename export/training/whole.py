@@ -91,7 +91,7 @@ def train_whole(
     """Train `model` on the corpus, one report an epoch; `out` is always the one to keep.
 
     That is the latest epoch whose accuracy on the calibration set is within a standard error of
-    the best. The rest is as in `models.train.train`.
+    the best. The rest is as in `export.training.keywords.train`.
 
     Raises:
         CorpusError: nothing to train on, or nothing in the calibration set to choose the best by;
