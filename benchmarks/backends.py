@@ -200,7 +200,7 @@ def torchscript(case: Case) -> Engine:
     """The TorchScript file, frozen, so that its constants are folded."""
     path = case.folder / TORCHSCRIPT
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.")
         module = torch.jit.freeze(torch.jit.load(path).eval())
     return torch_engine(case, module, path.stat().st_size, 0.0)
 
