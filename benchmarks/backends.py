@@ -186,6 +186,7 @@ def torch_dynamic(case: Case) -> Engine:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
         model = quantize_dynamic(case.model, {nn.GRU, nn.Linear})
     weights = [m.weight() for m in model.modules() if isinstance(m, dynamic.Linear)]
     for gru in (m for m in model.modules() if isinstance(m, dynamic.GRU)):
@@ -199,7 +200,7 @@ def torchscript(case: Case) -> Engine:
     """The TorchScript file, frozen, so that its constants are folded."""
     path = case.folder / TORCHSCRIPT
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.")
         module = torch.jit.freeze(torch.jit.load(path).eval())
     return torch_engine(case, module, path.stat().st_size, 0.0)
 

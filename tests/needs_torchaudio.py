@@ -9,5 +9,5 @@ import pytest
 pytest.importorskip(
     "torchaudio",
     reason="torchaudio is not installed, or does not load beside this torch",
-    exc_type=(ImportError, OSError),
+    exc_type=Exception,  # RuntimeError where it is for another CUDA than torch
 )

@@ -78,9 +78,12 @@ def failures(python: str, *options: str) -> list[str]:
     """The tests that fail, and the files whose tests do not load."""
     cache = Path(python).parents[1] / "tests"
     shared = ["-q", "--numprocesses", "2", "--dist", "loadfile", "-o", f"cache_dir={cache}"]
-    subprocess.run([python, "-m", "pytest", *shared, *options], cwd=ROOT, check=False)
-    failed = cache / "v" / "cache" / "lastfailed"
-    return sorted(json.loads(failed.read_text(encoding="utf-8"))) if failed.is_file() else []
+    done = subprocess.run([python, "-m", "pytest", *shared, *options], cwd=ROOT, check=False)
+    noted = cache / "v" / "cache" / "lastfailed"
+    failed = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
+    if done.returncode and not failed:
+        raise SystemExit(f"pytest did not run the tests (exit {done.returncode})")
+    return sorted(failed)
 
 
 @click.command()
@@ -90,16 +93,17 @@ def main(which: str) -> None:
     python, lock = set_up(which, ROOT / f".venv-{which}"), locked()
     tried = versions(python)
     failed = failures(python)
-    direct = sorted({Requirement(text).name for text in requirements()[0]} | {"torchaudio"})
+    direct = sorted({Requirement(text).name for text in requirements()[0]})
     table = Table("package", "locked", which, "mends, put back to the locked version")
     for name in direct:
         if name not in tried or tried[name] == lock[name]:
             continue
         mended = "-"
         if failed:
-            install(python, f"{name}=={lock[name]}")
+            beside = ["torchaudio"] if name == "torch" and "torchaudio" in tried else []
+            install(python, *(f"{n}=={lock[n]}" for n in (name, *beside)))
             mended = str(len(failed) - len({*failed} & {*failures(python, *failed)}))
-            install(python, f"{name}=={tried[name]}")
+            install(python, *(f"{n}=={tried[n]}" for n in (name, *beside)))
         table.add_row(name, lock[name], tried[name], mended)
     console = Console()
     console.print(table)
