@@ -13,6 +13,20 @@ EdgeError
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, or what it is."""
+    return _lines(error)[0]
+
+
+def last_line(error: BaseException) -> str:
+    """What an error of a library says last, or what it is; ONNX Runtime's reason stands there."""
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return str(error).strip().splitlines() or [type(error).__name__]
+
+
 class EdgeError(Exception):
     """A stated failure: the command line prints the message alone and exits 1."""
 

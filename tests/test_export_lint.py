@@ -151,7 +151,7 @@ BROKEN = [
     ),
     broken(
         "int64-io", CNN, "(float[N,T,1] logits)", "(float[N,T,1] logits, int64[3] size)",
-        "size", "is an int64 input or output, expected float32",
+        "size", "is an int64 input or output, expected int32 (token ids) or float32",
     ),
     broken(
         "unrolled-time", CNN.replace("relu", "frame_0"), "float[N,1,8]", "float[N,1,S]", "audio",

@@ -12,6 +12,9 @@ from cnngru_edge.models.atomic import write_file
 from cnngru_edge.models.errors import ExportError
 from cnngru_edge.models.spec.stream import METADATA_KEY
 
+RECURRENT_OPS = frozenset({"GRU", "LSTM", "RNN"})
+"""The recurrent operators of ONNX."""
+
 
 def load(path: Path) -> ir.Model:
     """Read a graph, or say why not.

@@ -6,6 +6,7 @@ import re
 import onnx_ir as ir
 
 from cnngru_edge.calibration.ranges.collect import FRONTEND_NODES
+from cnngru_edge.export.graph.files import RECURRENT_OPS
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 """Where torch's newer exporter says which modules a node is in: "['', 'head', 'linear']"."""
@@ -103,7 +104,7 @@ def _module(node: ir.Node) -> str:
     path = scopes_of(node) or _path_of(node.name or "")
     if path:
         return path
-    if not _MADE_UP.fullmatch(name) and node.op_type not in {"GRU", "LSTM", "RNN"}:
+    if not _MADE_UP.fullmatch(name) and node.op_type not in RECURRENT_OPS:
         return re.sub(r"[^\w.]+", "_", name)
     return ""
 

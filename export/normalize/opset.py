@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx import defs, version_converter
 
 from cnngru_edge.export.graph.files import replace_value
-from cnngru_edge.models.errors import ExportError
+from cnngru_edge.models.errors import ExportError, first_line
 
 OPSET = 17
 """What every TensorRT since 8.6 parses (its operator table)."""
@@ -46,7 +46,7 @@ def bring_to_opset(model: ir.Model) -> None:
             onnx.checker.check_model(proto)
         except Exception as e:  # the converter's errors have no common base but this
             # Of several lines, the first says it; what follows is where in the library.
-            reason = ", ".join(strange) or str(e).strip().splitlines()[0]
+            reason = ", ".join(strange) or first_line(e)
             raise ExportError(
                 f"{model.graph.name}: opset {found} cannot be brought to {OPSET}: {reason}; export "
                 f"it with opset {OPSET}"

@@ -23,7 +23,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from cnngru_edge.calibration.ranges.collect import FRONTEND_NODES
-from cnngru_edge.export.graph.files import module_of
+from cnngru_edge.export.graph.files import RECURRENT_OPS, module_of
 from cnngru_edge.models.receipt import INT8, Coverage, Layer
 from cnngru_edge.models.spec.stream import METADATA_KEY
 from cnngru_edge.models.spec.whole import Spec, WholeSpec, read_spec, sample_rate_of
@@ -40,7 +40,6 @@ _INTEGER = {
     "QLinearConv",
     "QLinearMatMul",
 }
-_RECURRENT = {"GRU", "LSTM", "RNN"}
 _FLOAT = {
     "Conv",
     "ConvTranspose",
@@ -49,7 +48,7 @@ _FLOAT = {
     "FusedMatMul",
     "Gemm",
     "MatMul",
-    *_RECURRENT,
+    *RECURRENT_OPS,
 }
 _PRODUCTS = _INTEGER | _FLOAT | {"MatMulNBits"}
 _WITHOUT_WEIGHTS = {
@@ -243,7 +242,7 @@ def weighted_products(model: ir.Model) -> Iterator[tuple[ir.Node, str, ir.Value]
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type not in _PRODUCTS | {"Gather"} or _is_of_frontend(node):
             continue
-        if node.op_type in _RECURRENT:
+        if node.op_type in RECURRENT_OPS:
             module = module_of(node)
             number = layers[module]
             layers[module] += 1
@@ -300,7 +299,7 @@ def _positions(node: ir.Node, weight: ir.Value, args: dict[str, Any]) -> int:
     (read,) = args["input_type_shape"][0].values()
     if node.op_type == "Gather":
         return 0
-    if node.op_type in _RECURRENT:
+    if node.op_type in RECURRENT_OPS:
         return read[0] * read[1]  # (T, N, I)
     if node.op_type == "ConvTranspose":
         return math.prod(read) // read[1]

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from cnngru_edge.export.graph.files import RECURRENT_OPS
 from cnngru_edge.export.graph.layer_names import scopes_of
 from cnngru_edge.export.graph.qdq import values_of
 
 _TORCH = "pytorch"
 _AGAIN = "export it again with torch.onnx.export(..., dynamo=False)"
-_RECURRENT = {"GRU", "LSTM", "RNN"}
 
 
 def wrong_answers_of(model: ir.Model) -> str | None:
@@ -42,7 +42,7 @@ def frozen_time_of(model: ir.Model) -> str | None:
     (pytorch/pytorch#191855). ONNX Runtime refuses other lengths, so it is for the reason of that.
     """
     nodes = list(_nodes(model))
-    if model.producer_name != _TORCH or not any(node.op_type in _RECURRENT for node in nodes):
+    if model.producer_name != _TORCH or not any(node.op_type in RECURRENT_OPS for node in nodes):
         return None
     for node in nodes:
         target = node.inputs[1].producer() if node.op_type == "Expand" and node.inputs[1] else None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import rnn
 
 from cnngru_edge.calibration.ranges.collect import FRONTEND_NODES
+from cnngru_edge.export.graph.files import RECURRENT_OPS
 from cnngru_edge.export.graph.layer_names import outside_front_end
 from cnngru_edge.export.normalize.normal_form import normalize
 from cnngru_edge.export.trace.free_length import of_any_length
@@ -30,7 +31,6 @@ from cnngru_edge.runtime.inputs.read import example_input
 
 _GIVEN = "given"
 """What a module is given by the nodes before it."""
-_RECURRENT = {"GRU", "LSTM", "RNN"}
 
 
 def own_graph(model: OwnModel) -> ir.Model:
@@ -101,7 +101,7 @@ def _traced(model: OwnModel) -> ir.Model:
         raise not_traced(e) from e
     for node in graph.graph.all_nodes():
         node.name = outside_front_end((node.name or "").replace("/module/", "/", 1))
-        if node.op_type in _RECURRENT and len(node.inputs) > 4 and node.inputs[4] is not None:
+        if node.op_type in RECURRENT_OPS and len(node.inputs) > 4 and node.inputs[4] is not None:
             node.replace_input_with(4, None)  # lengths: every clip is whole here
     for value in list(graph.graph.initializers.values()):
         own = (value.name or "").removeprefix("module.")

@@ -7,7 +7,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from cnngru_edge.models.errors import SpecError
+from cnngru_edge.models.errors import SpecError, last_line
 from cnngru_edge.models.own.wrapper import OwnModel, OwnSpec
 from cnngru_edge.models.spec.whole import WholeSpec
 
@@ -30,8 +30,7 @@ class OnnxModule(nn.Module):
                 path, options, providers=["CPUExecutionProvider"]
             )
         except Exception as e:  # its exceptions have no common base but this
-            reason = str(e).strip().splitlines()[-1]
-            raise SpecError(f"{path}: ONNX Runtime does not open it ({reason})") from e
+            raise SpecError(f"{path}: ONNX Runtime does not open it ({last_line(e)})") from e
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             names = ", ".join(one.name for one in inputs) or "none"

@@ -14,10 +14,10 @@ from cnngru_edge.export.trace.free_length import of_any_length
 from cnngru_edge.export.trace.own import unpacked
 from cnngru_edge.export.trace.tracer import replaced
 from cnngru_edge.models.atomic import write_file
-from cnngru_edge.models.errors import EdgeError, ExportError
+from cnngru_edge.models.errors import EdgeError, ExportError, first_line
 from cnngru_edge.models.nets.cnn_gru import CnnGru
 from cnngru_edge.models.nets.whole import WholeModel
-from cnngru_edge.models.own.wrapper import OwnModel, first_line
+from cnngru_edge.models.own.wrapper import OwnModel
 from cnngru_edge.models.spec.stream import METADATA_KEY
 from cnngru_edge.models.spec.whole import fixed_length_of
 from cnngru_edge.runtime.backends.torchscript import quiet

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cnngru_edge.models.atomic import write_file
-from cnngru_edge.models.errors import ExportError
+from cnngru_edge.models.errors import ExportError, first_line
 from cnngru_edge.models.nets.cnn_gru import CnnGru
 from cnngru_edge.models.nets.whole import WholeModel
 from cnngru_edge.models.own.wrapper import OwnModel
@@ -45,8 +45,7 @@ def export_torchscript(model: CnnGru | WholeModel, path: Path) -> None:
 
 def not_traced(error: Exception) -> ExportError:
     """What a user is told of a module that is not ours and cannot be traced."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    reason = reason.partition(" Please feel free")[0].partition("  [Caused by")[0]
+    reason = first_line(error).partition(" Please feel free")[0].partition("  [Caused by")[0]
     return ExportError(
         f"this module cannot be traced ({type(error).__name__}: {reason}); give one length under "
         "[input] of the spec if it needs one, and what is computed of audio under "

@@ -13,8 +13,7 @@ from packaging.version import Version
 from torch import nn
 
 from cnngru_edge.export.normalize.opset import OPSET
-from cnngru_edge.models.errors import ExportError
-from cnngru_edge.models.own.wrapper import first_line
+from cnngru_edge.models.errors import ExportError, first_line
 
 TESTED = ("2.5", "2.15")
 """The oldest and the newest torch that the tests have run with."""

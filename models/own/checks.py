@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnngru_edge.models.errors import SpecError
-from cnngru_edge.models.own.wrapper import OwnModel, first_line
+from cnngru_edge.models.errors import SpecError, first_line
+from cnngru_edge.models.own.wrapper import OwnModel
 from cnngru_edge.models.spec.whole import AudioInput, fixed_length_of, least_length_of
 
 _CELLS = (nn.GRUCell, nn.LSTMCell, nn.RNNCell)

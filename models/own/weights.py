@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cnngru_edge.models.errors import SpecError
-from cnngru_edge.models.own.wrapper import OwnModel, OwnSpec, first_line
+from cnngru_edge.models.errors import SpecError, first_line
+from cnngru_edge.models.own.wrapper import OwnModel, OwnSpec
 
 _NESTED = ("model_state_dict", "state_dict", "model", "net", "weights")
 """Where checkpoints of trainers keep a model's tensors."""

@@ -144,8 +144,3 @@ def _wanted(module: nn.Module) -> str | None:
             "state at the most"
         )
     return needed[0] if needed else None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, or what it is."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

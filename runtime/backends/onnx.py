@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from cnngru_edge.models.errors import SessionError
+from cnngru_edge.models.errors import SessionError, last_line
 from cnngru_edge.models.spec.whole import streamable
 from cnngru_edge.runtime.session import (
     PRECISION_KEY,
@@ -39,8 +39,7 @@ class OrtSession:
                 path, options, providers=[_PROVIDER], disabled_optimizers=DISABLED_OPTIMIZERS
             )
         except Exception as e:  # its exceptions have no common base but this
-            reason = str(e).strip().splitlines()[-1]
-            raise SessionError(f"{path}: ONNX Runtime does not open it ({reason})") from e
+            raise SessionError(f"{path}: ONNX Runtime does not open it ({last_line(e)})") from e
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.spec = spec_of(path, self.metadata)
         self.inputs = _infos(self._session.get_inputs())
@@ -75,8 +74,7 @@ class OrtSession:
         try:
             values = self._session.run(names, given)
         except Exception as e:  # its exceptions have no common base but this
-            reason = str(e).strip().splitlines()[-1]
-            raise SessionError(f"ONNX Runtime does not run this input ({reason})") from e
+            raise SessionError(f"ONNX Runtime does not run this input ({last_line(e)})") from e
         return dict(zip(names, values, strict=True))
 
     def __enter__(self) -> "OrtSession":
@@ -115,8 +113,7 @@ class OrtStreams:
         try:
             self._runtime.run_with_iobinding(self._bindings[self._side])
         except Exception as e:  # its exceptions have no common base but this
-            reason = str(e).strip().splitlines()[-1]
-            raise SessionError(f"ONNX Runtime does not run this step ({reason})") from e
+            raise SessionError(f"ONNX Runtime does not run this step ({last_line(e)})") from e
         self._side = 1 - self._side
         return self._logits.copy()
 

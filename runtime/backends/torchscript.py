@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from cnngru_edge.models.errors import BackendMissing, SessionError
+from cnngru_edge.models.errors import BackendMissing, SessionError, first_line, last_line
 from cnngru_edge.models.spec.stream import METADATA_KEY, ModelSpec, StateSpec
 from cnngru_edge.models.spec.whole import AudioInput, ImageInput, Spec
 from cnngru_edge.runtime.session import Array, Feed, HostStreams, TensorInfo, spec_of
@@ -36,8 +36,7 @@ class TorchSession:
         try:
             self._module, text = open_file(path)
         except Exception as e:  # torch has no common base for what is no such file
-            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise SessionError(f"{path}: torch does not open it ({reason})") from e
+            raise SessionError(f"{path}: torch does not open it ({first_line(e)})") from e
         self.metadata = {METADATA_KEY: text} if text else {}
         self.spec = spec_of(path, self.metadata)
         self.inputs, self.outputs = _infos(self.spec)
@@ -62,8 +61,7 @@ class TorchSession:
                 else:
                     values = (self._module(first),)
         except Exception as e:  # a program raises what Python does
-            reason = (str(e).strip().splitlines() or [type(e).__name__])[-1]
-            raise SessionError(f"torch does not run this input ({reason})") from e
+            raise SessionError(f"torch does not run this input ({last_line(e)})") from e
         return {o.name: v.numpy() for o, v in zip(self.outputs, values, strict=True)}
 
     def __enter__(self) -> "TorchSession":

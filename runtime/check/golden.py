@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnngru_edge.models.atomic import file_sha256, write_file
-from cnngru_edge.models.errors import CorpusError, InputError, SessionError
+from cnngru_edge.models.errors import CorpusError, InputError, SessionError, first_line
 from cnngru_edge.models.spec.whole import (
     ImageInput,
     Spec,
@@ -220,9 +220,8 @@ def read_golden(path: Path) -> Golden:
     try:
         return _golden(_arrays(data))
     except Exception as e:  # what zipfile and numpy raise for damaged files has no common base
-        reason = str(e).strip().splitlines() or [type(e).__name__]
         raise SessionError(
-            f"{path}: not a golden set, or damaged ({reason[0].rstrip('.')}); copy it again"
+            f"{path}: not a golden set, or damaged ({first_line(e).rstrip('.')}); copy it again"
         ) from e
 
 

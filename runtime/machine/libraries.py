@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from cnngru_edge.models.errors import BackendMissing
+from cnngru_edge.models.errors import BackendMissing, first_line
 
 CORE = ("numpy", "onnxruntime", "soundfile", "soxr")
 EXPORT = ("torch", "onnx", "onnx_ir", "safetensors", "scipy", "jinja2", "jiwer", "PIL")
@@ -82,4 +82,4 @@ def _reason(error: BaseException) -> str:
     """What an import says of itself, in a line: the first cause of it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

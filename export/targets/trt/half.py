@@ -5,13 +5,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from cnngru_edge.calibration.ranges.collect import FRONTEND_NODES
+from cnngru_edge.export.graph.files import RECURRENT_OPS
 from cnngru_edge.export.graph.qdq import Floats, free_name, named, stored, values_of
 from cnngru_edge.export.targets.base import Target
 
 _KEPT_SINGLE = frozenset({"DFT", "Resize", "STFT", "Upsample"})
 """Operators whose inputs cannot all be FP16: the scales of a Resize are FP32."""
-_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
-"""These cannot be with sequence lengths: TensorRT-RTX 1.7.1 does not parse that in FP16."""
 _AXES_AS_ATTRIBUTE = frozenset(
     f"Reduce{kind}"
     for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
@@ -128,7 +127,7 @@ def _raise_opset(model: ir.Model, opset: int) -> None:
 
 def _is_kept_single(node: ir.Node) -> bool:
     has_lengths = len(node.inputs) > 4 and node.inputs[4] is not None
-    return node.op_type in _KEPT_SINGLE or (node.op_type in _RECURRENT and has_lengths)
+    return node.op_type in _KEPT_SINGLE or (node.op_type in RECURRENT_OPS and has_lengths)
 
 
 def _kept_single(graph: ir.Graph) -> set[ir.Node]:

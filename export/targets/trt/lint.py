@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx import shape_inference
 
+from cnngru_edge.export.graph.files import RECURRENT_OPS
 from cnngru_edge.export.targets.base import Target
 from cnngru_edge.models.errors import ExportError
 
@@ -68,7 +69,6 @@ Faults = Iterator[tuple[str, str]]  # where, message
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_RECURRENT = ("GRU", "LSTM", "RNN")
 _FRAME = re.compile(r"/frame_\d+(/|$)")
 """In the names of nodes of a cell that is written out, frame by frame."""
 _LAYOUT = ("Concat", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
@@ -93,7 +93,10 @@ def _int64_io(graph: ir.Model, target: Target) -> Faults:
     """TensorRT 8.6 makes an int64 input or output int32, later ones do not (9.0 changelog)."""
     for value in (*graph.graph.inputs, *graph.graph.outputs):
         if _dtype(value) == "int64":
-            yield f"{value.name}", "is an int64 input or output, expected float32"
+            yield (
+                f"{value.name}",
+                "is an int64 input or output, expected int32 (token ids) or float32",
+            )
 
 
 def _unrolled_time(graph: ir.Model, target: Target) -> Faults:
@@ -216,7 +219,7 @@ def _scale_dtype(graph: ir.Model, target: Target) -> Faults:
 
 def _gru_weights(graph: ir.Model, target: Target) -> Faults:
     """The importer makes a loop of it: quantized weights fold back to float, or fail to compile."""
-    for recurrent in _nodes(graph, *_RECURRENT):
+    for recurrent in _nodes(graph, *RECURRENT_OPS):
         for index, weight in ((1, "W"), (2, "R")):
             for node in _quantizers(recurrent.inputs[index]):
                 found = f"quantizes {weight} of the {recurrent.op_type} {_name(recurrent)}"
