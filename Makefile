@@ -1,4 +1,4 @@
-# `make export` and `make test` need Python 3.10 or newer and set up all the rest in .venv.
+# `make export` and `make test` need Python 3.10 to 3.13 and set up all the rest in .venv.
 
 PYTHON ?= python3
 # On a host without a GPU, PyTorch's CPU wheels save 4 GB:
@@ -93,8 +93,8 @@ lock: .venv/installed-dev
 	$(COMPILE) $(HOST) --group dev -o build/lock/dev.txt
 	$(COMPILE) $(HOST) -c build/lock/dev.txt -o build/lock/export.txt
 	$(COMPILE) --group build -c build/lock/dev.txt -o locks/build.txt
-	awk '/^[a-z]/ {cuda = /$(OF_TORCH)/} cuda' build/lock/export.txt > locks/torch.txt
-	for name in export dev; do awk '/^[a-z]/ {cuda = /$(OF_TORCH)/} !cuda' build/lock/$$name.txt > locks/$$name.txt; done
+	awk '/^[a-z]/ {apart = /$(OF_TORCH)/} apart' build/lock/export.txt > locks/torch.txt
+	for name in export dev; do awk '/^[a-z]/ {apart = /$(OF_TORCH)/} !apart' build/lock/$$name.txt > locks/$$name.txt; done
 
 newest oldest: .venv/installed-dev
 	$(BIN)/python tests/versions.py $@

@@ -30,6 +30,7 @@ FLOORS = (  # the ground first; a folder is in its longest name here
     {"export.chain"},
     {"export.commands"},
     {"export.cli"},
+    {"export.start"},
 )
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 MODULES = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import requires
@@ -11,7 +12,7 @@ from packaging.requirements import Requirement
 
 from cnngru_edge.runtime.machine.libraries import CORE, EXPORT, TRAIN, import_fault, remedy
 
-START = "from cnngru_edge.export.cli import main; main()"
+START = "from cnngru_edge.export.start import main; main()"
 MISSING = "raise ModuleNotFoundError(f'No module named {__name__!r}', name=__name__)"
 OTHER_ABI = "raise ImportError('/lib/x.so: undefined symbol: _PyThing')"
 NO_SYSTEM_LIBRARY = "raise OSError('cannot load library libsndfile.so')"
@@ -107,7 +108,7 @@ def test_what_another_rate_needs(cnngru_edge, exported, wav, rng, code, line):
             "torchaudio",
             OTHER_TORCH,
             "does not load (x.so: undefined symbol: torch_exception_get_what): pip install "
-            "'cnngru-edge[train]'\n",
+            "--force-reinstall 'torch==2.11.0' 'torchaudio==2.11.0'\n",
         ),
     ],
 )
@@ -143,7 +144,44 @@ def test_doctor_and_help_stand_when_all_else_falls(cnngru_edge):
         assert backends[name]["can"] == []
         assert said in backends[name]["found"]
         assert backends[name]["steps"]
-    assert backends["training"]["steps"][-1] == "pip install 'cnngru-edge[train]'"
+    pair = "pip install --force-reinstall 'torch==2.11.0' 'torchaudio==2.11.0'"
+    assert backends["training"]["steps"][-1] == pair
+
+
+def test_of_libraries_that_need_each_other_the_broken_one_is_named(cnngru_edge, tmp_path):
+    done = cnngru_edge({"onnx": OTHER_ABI}, "export", "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: onnx does not load (/lib/x.so: undefined symbol: _Py")
+
+
+@pytest.mark.parametrize("library", ["numpy", "rich", "packaging"])
+def test_what_the_command_line_itself_needs(cnngru_edge, library):
+    done = cnngru_edge({library: OTHER_ABI}, "doctor")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: {library} does not load (/lib/x.so: undefined symbol")
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_a_worker_needs(cnngru_edge, exported):
+    graphs = exported / "model.fp32.onnx", exported / "model.int8.onnx"
+    done = cnngru_edge({"soundfile": NO_SYSTEM_LIBRARY}, "compare", *graphs, "--workers", "2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"(compare .*\n)*Error: soundfile does not load \(.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from numpy import no_such_name",
+        "import numpy; numpy.zeros(-1)",
+        "import onnx; onnx.load('none.onnx')",
+    ],
+)
+def test_a_fault_of_ours_stays_one(code):
+    """What a library raises when it is used, or is asked for what it has not."""
+    with pytest.raises(Exception, match=r"\w") as e:
+        exec(code, {"__name__": "cnngru_edge.ours"})
+    assert import_fault(e.value) is None
 
 
 def test_an_error_of_something_else_stays_what_it_is():

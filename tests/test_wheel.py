@@ -113,9 +113,11 @@ def test_a_device_runs_a_model_without_torch(wheel, version, exported, demo, wav
     assert refused.returncode == 1
     assert refused.stderr == (
         "Error: onnx_ir is not installed: pip install 'cnngru-edge[export]', or, to build "
-        "engines on a device, onnx onnx-ir\n"
+        "engines on a device, pip install onnx onnx-ir\n"
     )
 
+    if version not in {"3.10", "3.13"}:  # the oldest and the newest are enough
+        return
     # The runtime's own tests, against the installed package.
     subprocess.run([*install, "pytest"], check=True)
     tests = [

@@ -68,8 +68,8 @@ BAD_CHECKPOINTS = {
     "pickle": (
         make_pickle,
         "a pickle, which can run code when loaded; save the weights with "
-        r"cnngru_edge\.models\.checkpoint\.save_checkpoint, or give the module that they are of "
-        "with --model and --spec",
+        r"cnngru_edge\.models\.nets\.checkpoint\.save_checkpoint, or give the module that they are "
+        "of with --model and --spec",
     ),
     "cut": (make_cut_checkpoint, r"not a safetensors checkpoint \(.+\)"),
 }

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from cnngru_edge.models.errors import SessionError
 from cnngru_edge.runtime.backends.open import open_session
+from cnngru_edge.runtime.machine.libraries import import_fault
 from cnngru_edge.runtime.session import Session
 
 Group = TypeVar("Group")
@@ -81,4 +82,9 @@ def _end_with_parent() -> None:
 
 
 def _in_worker(work: Callable[[Session, Group], Part], group: Group) -> Part:
-    return work(_worker_session, group)
+    try:
+        return work(_worker_session, group)
+    except Exception as e:
+        if fault := import_fault(e):  # told from the frames, which the parent does not get
+            raise fault from e
+        raise

@@ -187,6 +187,8 @@ def align(true: Sequence[str], said: Sequence[str]) -> list[Aligned]:
     try:
         from jiwer import process_characters, process_words
     except ModuleNotFoundError as e:
+        if e.name != "jiwer":
+            raise
         raise BackendMissing(
             "jiwer is not installed: pip install jiwer; or keep the answers of this machine with "
             "--save-results, and compare them where it is"

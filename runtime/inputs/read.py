@@ -132,6 +132,8 @@ def read_image(path: Path, spec: ImageInput) -> Array:
     try:
         from PIL import Image
     except ModuleNotFoundError as e:
+        if e.name != "PIL":
+            raise
         raise BackendMissing(
             "Pillow is not installed, which images need: pip install 'cnngru-edge[image]'"
         ) from e

@@ -16,6 +16,7 @@ OLDEST_PYTHON = Version("3.10")
 OLDEST_ONNXRUNTIME = Version("1.23")  # the first whose MatMulNBits takes 8 bits on Arm
 OLDEST_TENSORRT = Version("8.6")
 _CUDA_PROVIDER = "CUDAExecutionProvider"
+_DEVICE = ("onnxruntime", "soundfile", "soxr")  # what exporting needs as running does
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def diagnose(machine: Machine) -> Diagnosis:
         backends.append(Backend("ONNX Runtime, CUDA", (), found))
     backends += [_tensorrt(machine), _rtx(machine), _torchscript(machine)]
     backends.append(_stage(machine, "recordings", "read", ("soundfile", "soxr")))
-    backends.append(_stage(machine, "export", "run", ("torch", "onnx", "onnx_ir")))
+    backends.append(_stage(machine, "export", "run", ("torch", "onnx", "onnx_ir", *_DEVICE)))
     backends.append(_stage(machine, "training", "run", ("torch", "torchaudio")))
     return Diagnosis(machine, tuple(_machine_steps(machine)), tuple(backends))
 
@@ -78,7 +79,8 @@ def _onnxruntime(machine: Machine) -> Backend:
     name, library = "ONNX Runtime", machine.library("onnxruntime")
     step = f"pip install --upgrade 'onnxruntime>={OLDEST_ONNXRUNTIME}'"
     if not library.version:
-        return Backend(name, (), library.absence, (step,))
+        again = remedy("onnxruntime", is_broken=True)
+        return Backend(name, (), library.absence, (again if library.error else step,))
     if Version(library.version) < OLDEST_ONNXRUNTIME:
         found = f"{library.version} is too old for INT8: {OLDEST_ONNXRUNTIME} or newer is needed"
         return Backend(name, (), found, (step,))
@@ -211,7 +213,7 @@ def _torchscript(machine: Machine) -> Backend:
     found = f"torch: {library.absence}"
     if machine.l4t:
         return Backend(name, (), f"{found}; a device does not need it")
-    return Backend(name, (), found, ("pip install 'cnngru-edge[export]'",))
+    return Backend(name, (), found, (remedy("torch", is_broken=bool(library.error)),))
 
 
 def _stage(machine: Machine, name: str, verb: str, libraries: tuple[str, ...]) -> Backend:

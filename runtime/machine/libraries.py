@@ -3,19 +3,16 @@
 import traceback
 from importlib.metadata import PackageNotFoundError, requires
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
 from cnngru_edge.models.errors import BackendMissing, first_line
 
-CORE = ("numpy", "onnxruntime", "soundfile", "soxr")
+CORE = ("click", "numpy", "onnxruntime", "packaging", "rich", "soundfile", "soxr")
 EXPORT = ("torch", "onnx", "onnx_ir", "safetensors", "scipy", "jinja2", "jiwer", "PIL")
 TRAIN = ("torchaudio",)
 _EXTRAS = {**dict.fromkeys(EXPORT, "export"), **dict.fromkeys(TRAIN, "train")}
 _DISTRIBUTIONS = {"PIL": "pillow"}  # of modules that are called otherwise
 _OTHERWISE = {
-    "onnx": "to build engines on a device, onnx onnx-ir",
-    "onnx_ir": "to build engines on a device, onnx onnx-ir",
+    "onnx": "to build engines on a device, pip install onnx onnx-ir",
+    "onnx_ir": "to build engines on a device, pip install onnx onnx-ir",
     "soundfile": "where its system library is missing, sudo apt install libsndfile1",
 }
 
@@ -45,17 +42,23 @@ def import_fault(error: BaseException) -> BackendMissing | None:
 def remedy(name: str, *, is_broken: bool = False) -> str:
     """The command that installs a library of this package, anew if it is broken.
 
-    What breaks torchaudio is a torch of another version, and the extra pins the two.
+    What breaks torchaudio is a torch of another version, so it comes with its own.
     """
     extra = _EXTRAS.get(name)
-    if extra and (name in TRAIN or not is_broken):
+    if extra and not is_broken:
         return f"pip install 'cnngru-edge[{extra}]'"
-    anew = "--force-reinstall " if is_broken else ""
-    return f"pip install {anew}'{_requirement(name, extra)}'"
+    names = ("torch", name) if name in TRAIN else (name,)
+    wanted = " ".join(f"'{_requirement(n, extra)}'" for n in names)
+    return f"pip install {'--force-reinstall ' if is_broken else ''}{wanted}"
 
 
 def _requirement(name: str, extra: str | None) -> str:
     """A library with the versions that this package takes, as it was installed."""
+    try:
+        from packaging.requirements import Requirement
+        from packaging.utils import canonicalize_name
+    except ImportError:  # that may be what is broken
+        return name
     wanted = canonicalize_name(_DISTRIBUTIONS.get(name, name))
     try:
         stated = [Requirement(text) for text in requires("cnngru-edge") or ()]
@@ -69,13 +72,24 @@ def _requirement(name: str, extra: str | None) -> str:
 
 
 def _imported(error: BaseException) -> str:
-    """The library whose import ended with this error, or ""."""
+    """The library whose import by a module of ours ended with this error, or "".
+
+    Of libraries that import each other it is the innermost. What a library imports while it runs
+    is its own matter.
+    """
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and (missing in _EXTRAS or missing in CORE):
+        return missing
+    found, importing = "", False
     for frame, _ in traceback.walk_tb(error.__traceback__):
         package = str(frame.f_globals.get("__name__", "")).split(".")[0]
-        if frame.f_code.co_name == "<module>" and (package in _EXTRAS or package in CORE):
-            return package
-    name = error.name if isinstance(error, ImportError) else None
-    return (name or "").split(".")[0]
+        if package == "cnngru_edge":
+            found, importing = "", True
+        elif frame.f_code.co_name == "<module>" and importing:
+            found = package if package in _EXTRAS or package in CORE else found
+        elif not found and package != "importlib":
+            importing = False
+    return found
 
 
 def _reason(error: BaseException) -> str:
