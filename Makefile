@@ -61,6 +61,7 @@ dist: .venv/installed-dev
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
+	rm -rf build/lib build/bdist.* *.egg-info  # else Python finds these requirements here, also when they are old
 
 clean:
 	rm -rf .venv .venv-newest .venv-oldest build dist *.egg-info
@@ -76,7 +77,8 @@ TORCH := $(shell grep -oE '^torch(audio)?==[0-9.]+' locks/torch.txt)
 	$(LOCKED) -r locks/build.txt
 	$(if $(TORCH_INDEX),$(PIP) install --no-deps --index-url $(TORCH_INDEX) $(TORCH),$(LOCKED) -r locks/torch.txt)
 	$(LOCKED) -r locks/export.txt
-	$(PIP) install --no-deps --no-build-isolation --editable .
+	@# Without setuptools' warning of every editable install.
+	PYTHONWARNINGS=ignore::UserWarning $(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv/installed-dev: .venv/installed

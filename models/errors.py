@@ -9,7 +9,7 @@ EdgeError
 ├── ExportError       a graph cannot be traced, quantized or written
 ├── ParityError       two forms of one model disagree
 ├── SessionError      an artefact cannot be opened or run here
-└── BackendMissing    a library that this step needs is not installed
+└── BackendMissing    a library that this step needs is not installed, or does not load
 """
 
 
@@ -64,4 +64,4 @@ class SessionError(EdgeError):
 
 
 class BackendMissing(EdgeError):
-    """A library that this step needs is not installed."""
+    """A library that this step needs is not installed, or does not load."""

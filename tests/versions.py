@@ -3,7 +3,8 @@
     python tests/versions.py oldest
     python tests/versions.py newest
 
-The oldest are the lower ends of the ranges in pyproject.toml. The newest are those that the
+The oldest are of the lowest series in pyproject.toml, of >=2.5 the newest 2.5, of the package and
+its extra export. The newest are those that the
 registry has for this Python, whatever pyproject.toml says. The environment is .venv-oldest or
 .venv-newest. Where tests fail, each direct dependency is put back to its locked version alone, and
 the tests that failed run again: what mends them is what broke. Tools of the tests are not put
@@ -78,7 +79,17 @@ def versions(python: str) -> dict[str, str]:
 def failures(python: str, *options: str) -> list[str]:
     """The tests that fail, and the files whose tests do not load."""
     cache = Path(python).parents[1] / "tests"
-    shared = ["-q", "--numprocesses", "2", "--dist", "loadfile", "-o", f"cache_dir={cache}"]
+    # Cleared, for pytest keeps a file that did not load once as failed when it loads again.
+    shared = [
+        "-q",
+        "--cache-clear",
+        "--numprocesses",
+        "2",
+        "--dist",
+        "loadfile",
+        "-o",
+        f"cache_dir={cache}",
+    ]
     done = subprocess.run([python, "-m", "pytest", *shared, *options], cwd=ROOT, check=False)
     noted = cache / "v" / "cache" / "lastfailed"
     failed = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}

@@ -13,7 +13,7 @@ from packaging.version import Version
 from torch import nn
 
 from cnngru_edge.export.normalize.opset import OPSET
-from cnngru_edge.models.errors import ExportError, first_line
+from cnngru_edge.models.errors import EdgeError, ExportError, first_line
 
 TESTED = ("2.5", "2.15")
 """The oldest and the newest torch that the tests have run with."""
@@ -28,6 +28,22 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+@contextmanager
+def _names_tested_versions() -> Iterator[None]:
+    """While it lasts, a failure of a torch newer than those tested says which they are."""
+    try:
+        yield
+    except EdgeError:
+        raise
+    except Exception as e:  # an exporter that is gone may raise anything
+        if Version(torch.__version__).release[:2] <= Version(TESTED[1]).release:
+            raise
+        raise ExportError(
+            f"torch {torch.__version__} cannot export it ({type(e).__name__}: {first_line(e)}); "
+            f"tested are torch {TESTED[0]} to {TESTED[1]}: pip install 'torch=={TESTED[1]}.*'"
+        ) from e
 
 
 def traced(
@@ -53,32 +69,10 @@ def traced(
     Raises:
         ExportError: torch fails, and is newer than what is known to do it.
     """
-    try:
-        return _traced(module, example, inputs, outputs, free)
-    except Exception as e:  # an exporter that is gone may raise anything
-        if not _is_newer_than_tested():
-            raise
-        raise ExportError(
-            f"torch {torch.__version__} cannot export it ({type(e).__name__}: {first_line(e)}); "
-            f"tested are torch {TESTED[0]} to {TESTED[1]}: pip install 'torch=={TESTED[1]}.*'"
-        ) from e
-
-
-def _is_newer_than_tested() -> bool:
-    return Version(torch.__version__).release[:2] > Version(TESTED[1]).release
-
-
-def _traced(
-    module: nn.Module,
-    example: tuple[Any, ...],
-    inputs: list[str],
-    outputs: list[str],
-    free: dict[str, dict[int, str]],
-) -> ir.Model:
     buffer = io.BytesIO()
     # What it cannot export it prints as a whole graph; the error says as much in a line.
     quiet = replaced(torch._C, "_jit_onnx_log", lambda *_: None)
-    with quiet, warnings.catch_warnings():
+    with _names_tested_versions(), quiet, warnings.catch_warnings():
         # That this exporter is deprecated is not what a user of ours can mend.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.")

@@ -1,4 +1,4 @@
-"""The mel filterbank and the DCT of MFCCs, in numpy: the values that torchaudio computes."""
+"""The mel filterbank and the DCT of MFCCs, in numpy, equal to torchaudio's in single precision."""
 
 import math
 
@@ -26,7 +26,7 @@ def mel_filterbank(spec: FeatureSpec) -> Matrix:
     """Power spectrum to mel power, (n_fft / 2 + 1, n_mels).
 
     Equals `torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, f_min, f_max, n_mels,
-    sample_rate)`.
+    sample_rate)` to within 5e-5, and of the default features to the last bits.
     """
     edges = mel_edges(spec)
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
